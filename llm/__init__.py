@@ -1,0 +1,1 @@
+"""Language models for ``occ_jax``: checkpoints in, smaller files out, and the measurements between."""

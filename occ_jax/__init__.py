@@ -1,0 +1,1 @@
+"""Compression of language-model weights in JAX, seen as a choice of coordinates."""
