@@ -1,0 +1,1 @@
+"""The Llama family in flax NNX: one pure forward pass over stacked, scanned blocks."""
