@@ -1,0 +1,6 @@
+"""Quality of a model on text: perplexity, and divergence from a reference, by one fixed protocol."""
+
+from .quality import Quality, Reference, evaluate
+from .windows import Windows, cut_windows
+
+__all__ = ["Quality", "Reference", "Windows", "cut_windows", "evaluate"]
