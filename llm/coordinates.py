@@ -11,6 +11,7 @@ coordinates :math:`E \operatorname{diag}(g) = E' M` with the symmetric :math:`M 
 which becomes a tensor of the network, :data:`HEAD_MIX`, and is counted like any other.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Literal, get_args
 
@@ -118,7 +119,7 @@ def dense_network(config: ModelConfig, weights: Weights) -> tuple[ModelConfig, W
         HEAD: lambda source: source[EMBEDDING] @ source[HEAD_MIX],
         FINAL_NORM: lambda source: np.ones(config.hidden_size, source[HEAD_MIX].dtype),
     }
-    return config.replace(tie_word_embeddings=False), DerivedWeights(weights, rules, without=frozenset({HEAD_MIX}))
+    return dataclasses.replace(config, tie_word_embeddings=False), DerivedWeights(weights, rules, without=frozenset({HEAD_MIX}))
 
 
 def _moves(config: ModelConfig, name: str, coordinates: Coordinates) -> tuple[Transform, ...]:

@@ -49,10 +49,16 @@ class Quality:
 
 
 class Reference:
-    """A reference model that remembers its hidden states, to compare many candidates on the same windows."""
+    """A reference model that can remember its hidden states, to compare many candidates on the same windows.
 
-    def __init__(self, model: LanguageModel):
+    Args:
+        model: the uncompressed model.
+        keep: remember the states of every window (``width * 4`` bytes a token) instead of computing them again.
+    """
+
+    def __init__(self, model: LanguageModel, *, keep: bool = True):
         self._model = model
+        self._keep = keep
         self._states: dict[bytes, np.ndarray] = {}
 
     @property
@@ -61,11 +67,14 @@ class Reference:
         return self._model.head
 
     def hidden(self, tokens: Int[np.ndarray, " length"]) -> Float[Array, "length width"]:
-        """Final hidden states for one window, computed at the first request."""
+        """Final hidden states of one window."""
         key = tokens.tobytes()
-        if key not in self._states:
-            self._states[key] = np.asarray(self._model.hidden_states(tokens[None])[0])
-        return jnp.asarray(self._states[key])
+        if key in self._states:
+            return jnp.asarray(self._states[key])
+        states = self._model.hidden_states(tokens[None])[0]
+        if self._keep:
+            self._states[key] = np.asarray(states)
+        return states
 
 
 def evaluate(

@@ -1,0 +1,91 @@
+"""``occ evaluate`` and ``occ generate``: how well a model predicts, and what it says."""
+
+import dataclasses
+from typing import Annotated
+
+import jax
+import tyro
+
+from ..checkpoints import load_checkpoint
+from ..evaluation import Quality, Reference, cut_windows, evaluate, read_text
+from ..generation import generate
+from ..model import LanguageModel
+from .terminal import Terminal
+
+ModelSource = Annotated[str, tyro.conf.Positional]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Perplexity of a model on a text and, given a reference, its KL divergence from that."""
+
+    model: ModelSource
+    """A directory (dense or compressed), a hub id, a .gguf file, or a name of `occ models`."""
+    text: str
+    """A text file, or `wikitext2` for the raw test split from the hub."""
+    reference: str | None = None
+    """The uncompressed model to compare with."""
+    window: int = 2048
+    """Tokens per window."""
+    max_windows: int | None = None
+    """Evaluate the first so many windows only."""
+    json: bool = False
+    """Print one JSON object on standard output."""
+
+    def run(self) -> None:
+        """Evaluate and show the result."""
+        terminal = Terminal(json_only=self.json)
+        checkpoint = load_checkpoint(self.model)
+        text = read_text(self.text)
+        windows = cut_windows(
+            text, checkpoint.tokenizer, window=self.window, max_windows=self.max_windows, source=self.text
+        )
+        reference = None
+        if self.reference is not None:
+            reference = Reference(LanguageModel.from_checkpoint(load_checkpoint(self.reference)), keep=False)
+        model = LanguageModel.from_checkpoint(checkpoint)
+        quality = evaluate(
+            model, windows, reference=reference, progress=lambda rows: terminal.track(rows, "windows")
+        )
+        show_quality(terminal, self.model, quality)
+        terminal.result(quality)
+
+
+def show_quality(terminal: Terminal, name: str, quality: Quality) -> None:
+    """One row per measured quantity."""
+    rows = [(field.replace("_", " "), value) for field, value in dataclasses.asdict(quality).items()]
+    terminal.table(name, ("quantity", "value"), rows)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generate:
+    """Continue a prompt, to read what a (compressed) model says."""
+
+    model: ModelSource
+    """A directory (dense or compressed), a hub id, a .gguf file, or a name of `occ models`."""
+    prompt: str
+    """Text to continue; taken as it is, without a chat template."""
+    max_tokens: int = 64
+    """Stop after so many tokens."""
+    temperature: float = 0.0
+    """0 takes the most likely token; 1 samples from the model's own distribution."""
+    seed: int = 0
+    """Seed of the sampling."""
+    json: bool = False
+    """Print one JSON object on standard output."""
+
+    def run(self) -> None:
+        """Generate and print the text."""
+        terminal = Terminal(json_only=self.json)
+        checkpoint = load_checkpoint(self.model)
+        model = LanguageModel.from_checkpoint(checkpoint)
+        text = generate(
+            model,
+            checkpoint.tokenizer,
+            self.prompt,
+            max_tokens=self.max_tokens,
+            temperature=self.temperature,
+            key=jax.random.key(self.seed),
+        )
+        terminal.text(f"{self.prompt}{text}\n")
+        terminal.result({"prompt": self.prompt, "text": text})

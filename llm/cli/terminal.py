@@ -1,0 +1,78 @@
+"""What a command says: results on standard output, everything else on standard error."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+_T = TypeVar("_T")
+
+
+class Terminal:
+    """Progress bars and tables for a person; with ``json_only``, one JSON object on standard output instead of tables."""
+
+    def __init__(self, *, json_only: bool = False):
+        self.json_only = json_only
+        self.notes = Console(stderr=True, highlight=False)
+        self._results = Console(highlight=False)
+
+    def note(self, message: str) -> None:
+        """Say something that is not the result."""
+        self.notes.print(message, markup=False)
+
+    def track(self, rows: Iterable[_T], label: str) -> Iterator[_T]:
+        """Iterate with a progress bar."""
+        rows = list(rows) if not isinstance(rows, Sequence) and not hasattr(rows, "__len__") else rows
+        with self.progress(label, total=len(rows)) as advance:  # pyright: ignore[reportArgumentType]
+            for row in rows:
+                yield row
+                advance(1)
+
+    @contextmanager
+    def progress(self, label: str, *, total: float) -> Iterator[Any]:
+        """A progress bar; calls of the yielded function move it on."""
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.notes, transient=True) as bar:
+            task = bar.add_task(label, total=total)
+            yield lambda amount=1: bar.advance(task, amount)
+
+    def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        """Show a table: the first column reads left to right, numbers line up at the right."""
+        table = Table(title=title, title_justify="left", title_style="bold")
+        for index, column in enumerate(columns):
+            table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index > 0)
+        for row in rows:
+            table.add_row(*(_cell(value) for value in row))
+        (self.notes if self.json_only else self._results).print(table)
+
+    def result(self, fields: Any) -> None:
+        """Put the result on standard output as one JSON object, if that is what was asked for."""
+        if self.json_only:
+            fields = dataclasses.asdict(fields) if dataclasses.is_dataclass(fields) else dict(fields)  # pyright: ignore
+            sys.stdout.write(json.dumps(fields) + "\n")
+
+    def text(self, text: str) -> None:
+        """Write plain text as it is to standard output (to standard error if that is kept for JSON)."""
+        stream = sys.stderr if self.json_only else sys.stdout
+        stream.write(text)
+        stream.flush()
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+

@@ -1,0 +1,28 @@
+"""Evaluation text by name or by file."""
+
+from pathlib import Path
+
+from ..errors import OccError
+from ..hub_text import wikitext2_test
+
+WIKITEXT2 = "wikitext2"
+"""Name of the raw WikiText-2 test split."""
+
+
+def read_text(source: str) -> str:
+    """Text of a UTF-8 file, or the WikiText-2 test split from the hub.
+
+    Raises:
+        OccError: no such file, a file that is not text, or no way to the hub.
+    """
+    if source == WIKITEXT2:
+        return wikitext2_test()
+    path = Path(source)
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise OccError(f"{path}: no such file; give a text file, or {WIKITEXT2!r} for its test split") from None
+    except IsADirectoryError:
+        raise OccError(f"{path} is a directory; give a text file") from None
+    except UnicodeDecodeError as error:
+        raise OccError(f"{path} is not UTF-8 text (byte {error.start}); convert it first") from None

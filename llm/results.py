@@ -1,0 +1,68 @@
+"""Measured rate-distortion points: one row per compressed file, and what the rows together say."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """One compressed file and its measured quality.
+
+    Attributes:
+        coordinates: name of the coordinates.
+        quantizer: name of the quantizer.
+        feedback: whether rounding errors were fed back through the Hessian.
+        linear_bits_per_weight: of the linear layers, all their side information included.
+        file_bytes: size of the whole file as the file system has it.
+        perplexity: on the evaluation windows.
+        kl_mean: mean divergence from the original, nats per token.
+        kl_se: its standard error.
+        seconds: wall time of compression.
+    """
+
+    coordinates: str
+    quantizer: str
+    feedback: bool
+    linear_bits_per_weight: float
+    file_bytes: int
+    perplexity: float
+    kl_mean: float
+    kl_se: float
+    seconds: float
+
+    @property
+    def series(self) -> str:
+        """What the rows of one curve have in common."""
+        return f"{self.coordinates}, {self.quantizer}{' with feedback' if self.feedback else ''}"
+
+
+def bytes_at_kl(rows: Sequence[Row], kl: float) -> float | None:
+    """File size at which a curve reaches a divergence, ``log KL`` taken as linear in bytes between neighbours.
+
+    Returns:
+        Bytes, or ``None`` where the rows do not span ``kl`` (nothing is extrapolated).
+    """
+    points = sorted((np.log(row.kl_mean), row.file_bytes) for row in rows)
+    logs = [point[0] for point in points]
+    if not points or not logs[0] <= np.log(kl) <= logs[-1]:
+        return None
+    return float(np.interp(np.log(kl), logs, [point[1] for point in points]))
+
+
+def best_series(rows: Sequence[Row]) -> str:
+    """One sentence: which curve needs the fewest bytes at the same divergence, and by how much.
+
+    The comparison is made in the middle (in ``log KL``) of the range that every curve covers.
+    """
+    series = {name: [row for row in rows if row.series == name] for name in dict.fromkeys(row.series for row in rows)}
+    low = max(min(row.kl_mean for row in curve) for curve in series.values())
+    high = min(max(row.kl_mean for row in curve) for curve in series.values())
+    if len(series) < 2 or low > high:
+        return "KL divergence against file size"
+    middle = float(np.sqrt(low * high))
+    sizes = {name: size for name, curve in series.items() if (size := bytes_at_kl(curve, middle)) is not None}
+    ranked = sorted(sizes, key=lambda name: sizes[name])
+    saving = 100 * (1 - sizes[ranked[0]] / sizes[ranked[-1]])
+    return f"{ranked[0]} is smallest, {saving:.1f} % below {ranked[-1]} (KL {middle:.2g})"
