@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from .errors import OccError
 
@@ -41,7 +41,7 @@ class RopeScaling:
     truncate: bool = True  # yarn
 
     @classmethod
-    def from_hf(cls, fields: Mapping[str, Any], max_position: int) -> Self | None:
+    def from_hf(cls, fields: Mapping[str, Any], max_position: int) -> "RopeScaling | None":
         """Read ``rope_scaling`` (transformers 4) or ``rope_parameters`` (transformers 5); None if nothing is scaled."""
         kind = fields.get("rope_type") or fields.get("type") or "default"
         if kind == "default":
@@ -139,7 +139,7 @@ class ModelConfig:
         return tuple(self.sliding_window if flag else None for flag in flags)
 
     @classmethod
-    def from_hf(cls, fields: Mapping[str, Any]) -> Self:
+    def from_hf(cls, fields: Mapping[str, Any]) -> "ModelConfig":
         """Read the fields of a Hugging Face ``config.json``.
 
         Reads ``rope_theta`` with ``rope_scaling`` as well as the ``rope_parameters`` of transformers 5. What a

@@ -62,6 +62,9 @@ class StoredWeights(Weights):
             raise OccError(f"{tensor.file}: tensor {name} holds NaN or infinite values; take an intact checkpoint.")
         return w
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors  # the default of Mapping would read the tensor
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
 
