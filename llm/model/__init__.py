@@ -1,1 +1,32 @@
 """The Llama family in flax NNX: one pure forward pass over stacked, scanned blocks."""
+
+from .forward_pass import block, forward, head, hidden_states, layer_windows, logits, observe, position_table
+from .language_model import LanguageModel
+from .layers import LINEARS
+from .llama import Llama, init_params, make_graphdef
+from .parameters import params_from_weights, projection_rows, tensor_shapes, weights_from_params
+from .probes import attach_squared, output_sizes, zero_probes, zero_squared_probes
+
+__all__ = [
+    "LINEARS",
+    "LanguageModel",
+    "Llama",
+    "attach_squared",
+    "block",
+    "forward",
+    "head",
+    "hidden_states",
+    "init_params",
+    "layer_windows",
+    "logits",
+    "make_graphdef",
+    "observe",
+    "output_sizes",
+    "params_from_weights",
+    "position_table",
+    "projection_rows",
+    "tensor_shapes",
+    "weights_from_params",
+    "zero_probes",
+    "zero_squared_probes",
+]
