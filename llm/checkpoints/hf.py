@@ -66,8 +66,9 @@ def read_config(directory: Path) -> ModelConfig:
         return ModelConfig.from_hf(fields)
     except OccError as error:
         raise OccError(f"{file}: {error}") from error
-    except (TypeError, ValueError, AttributeError) as error:
-        raise OccError(f"{file}: a field has an unexpected type ({error}); download the file again.") from error
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+        reason = str(error).partition("\n")[0]
+        raise OccError(f"{file}: a field has an impossible value ({reason}); download the file again.") from error
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
