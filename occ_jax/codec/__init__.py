@@ -1,1 +1,40 @@
-"""codec."""
+"""Files: coded tensors, the container that holds them, and the ledger of its bytes."""
+
+from occ_jax.codec.coding import (
+    decode_indices,
+    decode_tensor,
+    decode_tensors,
+    encode_tensor,
+    scalar_codebook,
+)
+from occ_jax.codec.container import Container, open_container, write_container
+from occ_jax.codec.errors import FormatError
+from occ_jax.codec.integers import encode_affine
+from occ_jax.codec.lattice import encode_lattice
+from occ_jax.codec.ledger import ledger, tensor_ledger
+from occ_jax.codec.levels import Levels
+from occ_jax.codec.raw import encode_raw
+from occ_jax.codec.spec import from_spec, stored_transform, to_spec
+from occ_jax.codec.tensor import CodedTensor
+
+__all__ = [
+    "CodedTensor",
+    "Container",
+    "FormatError",
+    "Levels",
+    "decode_indices",
+    "decode_tensor",
+    "decode_tensors",
+    "encode_affine",
+    "encode_lattice",
+    "encode_raw",
+    "encode_tensor",
+    "from_spec",
+    "ledger",
+    "open_container",
+    "scalar_codebook",
+    "stored_transform",
+    "tensor_ledger",
+    "to_spec",
+    "write_container",
+]

@@ -1,0 +1,229 @@
+"""The only registry of the library: the names under which transforms and quantizers stand in a file."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from occ_jax.codec.matrices import read_orthogonal, write_orthogonal
+from occ_jax.entropy.varint import ByteReader, write_varints
+from occ_jax.quantization import Affine, DeadZone, Quantizer, Uniform
+from occ_jax.transforms import (
+    DCT,
+    KLT,
+    AlongAxis,
+    Blockwise,
+    Chain,
+    Hadamard,
+    Identity,
+    Inverse,
+    RealFFT,
+    Rotation,
+    Transform,
+)
+
+MAX_DEPTH = 8
+"""Deepest nesting of combinators."""
+
+MAX_LINKS = 64
+"""Most links of a chain."""
+
+DEFAULT_MATRIX_BITS = 6
+"""Bits by which a stored matrix is finer than its typical entry."""
+
+_Writer = Callable[[Any, int], tuple[dict[str, Any], bytes]]
+_Reader = Callable[[Mapping[str, Any], ByteReader, int], Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Form:
+    """How one class is written: its JSON fields with its bytes, and back."""
+
+    kind: type
+    write: _Writer
+    read: _Reader
+
+
+def to_spec(item: Transform | Quantizer, *, matrix_bits: int = DEFAULT_MATRIX_BITS) -> tuple[dict[str, Any], bytes]:
+    """A transform or quantizer as a JSON object and side information.
+
+    Args:
+        item: what to write.
+        matrix_bits: resolution of matrices (rotations, KLTs), in bits below their typical entry.
+
+    Raises:
+        ValueError: the class has no name in the format.
+
+    Example:
+        >>> to_spec(Blockwise(DCT(), 64))
+        ({'name': 'blockwise', 'of': {'name': 'dct'}, 'size': 64}, b'')
+    """
+    for name, form in _FORMS.items():
+        if type(item) is form.kind:
+            fields, data = form.write(item, matrix_bits)
+            return {"name": name, **fields}, data
+    raise ValueError(f"{type(item).__name__} has no name in the file format: register it in occ_jax.codec.spec")
+
+
+def from_spec(spec: Any, data: ByteReader, *, depth: int = 0) -> Any:
+    """The transform or quantizer that :func:`to_spec` wrote; reads its side information from the front of ``data``.
+
+    Raises:
+        ValueError: a malformed or unknown spec (``UnknownName`` for a name of a newer version), or wrong bytes.
+
+    Example:
+        >>> from_spec({"name": "blockwise", "of": {"name": "dct"}, "size": 64}, ByteReader(b"", "example"))
+        Blockwise(transform=DCT(), size=64)
+    """
+    if depth > MAX_DEPTH or not isinstance(spec, Mapping) or not isinstance(spec.get("name"), str):
+        raise data.fail("a spec is not an object with a name, or nested too deeply")
+    if spec["name"] not in _FORMS:
+        raise UnknownName(spec["name"])
+    return _FORMS[spec["name"]].read(spec, data, depth)
+
+
+class UnknownName(ValueError):
+    """A name that this version of the format does not have."""
+
+
+def stored_transform(transform: Transform, *, matrix_bits: int = DEFAULT_MATRIX_BITS) -> Transform:
+    """What a decoder will have in the place of ``transform``: choose coordinates with this one, then quantize in them.
+
+    Only matrices change; they are rounded to ``matrix_bits`` and made orthogonal again.
+    """
+    spec, data = to_spec(transform, matrix_bits=matrix_bits)
+    return from_spec(spec, ByteReader(data, "transform"))
+
+
+def _field(spec: Mapping[str, Any], name: str, data: ByteReader, lowest: int, highest: int) -> int:
+    value = spec.get(name)
+    if type(value) is not int or not lowest <= value <= highest:
+        raise data.fail(f"{spec['name']} with {name} = {value!r:.40}, expected an integer of {lowest} to {highest}")
+    return value
+
+
+def _constant(kind: type) -> _Form:
+    return _Form(kind=kind, write=lambda *_: ({}, b""), read=lambda *_: kind())
+
+
+def _combinator(kind: type, *static: str) -> _Form:
+    """Combinators of one transform with integer settings."""
+
+    def write(item: Any, bits: int) -> tuple[dict[str, Any], bytes]:
+        inner, data = to_spec(item.transform, matrix_bits=bits)
+        return {"of": inner, **{name: getattr(item, name) for name in static}}, data
+
+    def read(spec: Mapping[str, Any], data: ByteReader, depth: int) -> Any:
+        lowest = {"axis": -8, "size": 1}
+        values = {name: _field(spec, name, data, lowest[name], 2**31 - 1) for name in static}
+        return kind(from_spec(spec.get("of"), data, depth=depth + 1), **values)
+
+    return _Form(kind=kind, write=write, read=read)
+
+
+def _write_chain(item: Chain, bits: int) -> tuple[dict[str, Any], bytes]:
+    links = [to_spec(link, matrix_bits=bits) for link in item.transforms]
+    return {"of": [spec for spec, _ in links]}, b"".join(data for _, data in links)
+
+
+def _read_chain(spec: Mapping[str, Any], data: ByteReader, depth: int) -> Chain:
+    links = spec.get("of")
+    if not isinstance(links, list) or len(links) > MAX_LINKS:
+        raise data.fail(f"a chain is a list of at most {MAX_LINKS} specs")
+    return Chain(tuple(from_spec(link, data, depth=depth + 1) for link in links))
+
+
+def _write_hadamard(item: Hadamard, _: int) -> tuple[dict[str, Any], bytes]:
+    negative = np.asarray(item.signs) < 0
+    plain = not negative.any()
+    signs = b"" if plain else np.packbits(negative, bitorder="little").tobytes()
+    return {"size": negative.size, "signs": not plain}, signs
+
+
+def _read_hadamard(spec: Mapping[str, Any], data: ByteReader, _: int) -> Hadamard:
+    size = _field(spec, "size", data, 1, 1 << 24)
+    if not spec.get("signs"):
+        return Hadamard(jnp.ones(size, jnp.int8))
+    bits = np.unpackbits(data.take((size + 7) // 8), bitorder="little")[:size]
+    return Hadamard(jnp.asarray(1 - 2 * bits.astype(np.int8)))
+
+
+def _write_klt(item: KLT, bits: int) -> tuple[dict[str, Any], bytes]:
+    fields, data = write_orthogonal(np.asarray(item.basis).T, bits)
+    return fields, data + np.asarray(item.eigenvalues).astype("<f4").tobytes()
+
+
+def _read_klt(spec: Mapping[str, Any], data: ByteReader, _: int) -> KLT:
+    matrix = read_orthogonal(spec, data)
+    eigenvalues = data.take(4 * len(matrix)).view("<f4").astype(np.float32)
+    return KLT(jnp.asarray(matrix.T), jnp.asarray(eigenvalues))
+
+
+def _write_array(x: Any) -> bytes:
+    x = np.asarray(x)
+    return write_varints(np.array([x.ndim, *x.shape])) + x.astype(x.dtype.newbyteorder("<")).tobytes()
+
+
+def _read_array(data: ByteReader, dtype: str) -> np.ndarray:
+    rank = data.varint()
+    shape = tuple(int(n) for n in data.varints(rank))
+    count = 1
+    for n in shape:
+        count *= n
+    return (
+        data.take(count * np.dtype(dtype).itemsize).view(dtype).astype(np.dtype(dtype).newbyteorder("=")).reshape(shape)
+    )
+
+
+def _read_steps(data: ByteReader) -> Any:
+    step = _read_array(data, "<f4")
+    if not (np.isfinite(step) & (step > 0)).all():
+        raise data.fail("a step is not a positive number")
+    return jnp.asarray(step)
+
+
+def _write_affine(item: Affine, _: int) -> tuple[dict[str, Any], bytes]:
+    zero = b"" if item.zero_point is None else _write_array(np.asarray(item.zero_point).astype(np.uint8))
+    fields = {"bits": item.bits, "group_size": item.group_size, "symmetric": item.zero_point is None}
+    return fields, _write_array(np.asarray(item.scale).astype("<f2")) + zero
+
+
+def _read_affine(spec: Mapping[str, Any], data: ByteReader, _: int) -> Affine:
+    bits, group_size = _field(spec, "bits", data, 2, 8), _field(spec, "group_size", data, 1, 2**31 - 1)
+    scale = jnp.asarray(_read_array(data, "<f2"))
+    zero = None if spec.get("symmetric") else jnp.asarray(_read_array(data, "|u1").astype(np.int32))
+    return Affine(scale, zero, bits=bits, group_size=group_size)
+
+
+_FORMS: Mapping[str, _Form] = {
+    "identity": _constant(Identity),
+    "dct": _constant(DCT),
+    "real_fft": _constant(RealFFT),
+    "chain": _Form(kind=Chain, write=_write_chain, read=_read_chain),
+    "inverse": _combinator(Inverse),
+    "along_axis": _combinator(AlongAxis, "axis"),
+    "blockwise": _combinator(Blockwise, "size"),
+    "hadamard": _Form(kind=Hadamard, write=_write_hadamard, read=_read_hadamard),
+    "rotation": _Form(
+        kind=Rotation,
+        write=lambda item, bits: write_orthogonal(np.asarray(item.matrix), bits),
+        read=lambda spec, data, _: Rotation(jnp.asarray(read_orthogonal(spec, data))),
+    ),
+    "klt": _Form(kind=KLT, write=_write_klt, read=_read_klt),
+    "uniform": _Form(
+        kind=Uniform,
+        write=lambda item, _: ({}, _write_array(np.asarray(item.step, np.float32))),
+        read=lambda _, data, __: Uniform(_read_steps(data)),
+    ),
+    "dead_zone": _Form(
+        kind=DeadZone,
+        write=lambda item, _: (
+            {},
+            _write_array(np.asarray(item.step, np.float32)) + _write_array(np.asarray(item.rounding, np.float32)),
+        ),
+        read=lambda _, data, __: DeadZone(_read_steps(data), _read_steps(data)),
+    ),
+    "affine": _Form(kind=Affine, write=_write_affine, read=_read_affine),
+}
