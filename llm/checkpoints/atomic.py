@@ -113,7 +113,9 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _FULL:
-            raise OccError(f"{path}: the disk is full; free some space and run it again.") from error
+            raise OccError(
+                f"{path}: the disk is full, or a quota or size limit reached; free some space and run it again."
+            ) from error
         if error.errno in _FORBIDDEN:
             raise OccError(f"{path}: may not be written ({error.strerror}); choose another output.") from error
         if error.errno in (errno.ENOTDIR, errno.EEXIST):

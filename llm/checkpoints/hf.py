@@ -62,6 +62,15 @@ def read_config(directory: Path) -> ModelConfig:
     if (quantization := fields.get("quantization_config")) is not None:
         method = quantization.get("quant_method", "?") if isinstance(quantization, dict) else "?"
         raise OccError(f"{file}: the weights are already quantized ({method}); give the unquantized model.")
+    return parse_config(file, fields)
+
+
+def parse_config(file: Path, fields: dict[str, Any]) -> ModelConfig:
+    """Architecture that the fields of ``file`` describe.
+
+    Raises:
+        OccError: another family, or a field with an impossible value.
+    """
     try:
         return ModelConfig.from_hf(fields)
     except OccError as error:
