@@ -108,12 +108,15 @@ def search_tables(codebook: Codebook) -> SearchTables:
     )
 
 
-def table_index(q: Int32[Array, "..."], classes: Int32[Array, "..."], num_states: int) -> Int32[Array, "..."]:
+_Integers = Int[Array, "..."] | Int[np.ndarray, "..."]
+
+
+def table_index(q: _Integers, classes: _Integers, num_states: int) -> _Integers:
     """Number of the table that codes index ``q`` in a scale class."""
     return classes if num_states == 1 else 2 * classes + (q & 1)
 
 
-def symbol(q: Int32[Array, "..."], num_states: int) -> Int32[Array, "..."]:
+def symbol(q: _Integers, num_states: int) -> _Integers:
     """What the entropy coder codes for index ``q``."""
     return q if num_states == 1 else q >> 1
 

@@ -57,6 +57,7 @@ def fit(
     num_iterations: int = 6,
     precision: int = 12,
     start: Codebook | None = None,
+    devices: tuple[jax.Device, ...] | None = None,
 ) -> tuple[Codebook, Int32[Array, "rows length"]]:
     """Alternate between the best paths for a codebook and the best codebook for the paths.
 
@@ -71,6 +72,7 @@ def fit(
         num_iterations: paths searched; 3 are enough above 1.5 bits, low rates take more.
         precision: bits of the frequencies.
         start: codebook of the first search; that of Gaussian classes of the measured scales when left out.
+        devices: devices to share the rows between.
 
     Returns:
         The codebook and the indices, each made for the other.
@@ -86,7 +88,7 @@ def fit(
         start = estimate(gaussian_statistics(_class_rms(t, classes, num_classes), num_states), num_states)
     codebook, q = start, jnp.zeros(t.shape, jnp.int32)
     for _ in range(num_iterations):
-        q = search(t, classes, search_tables(codebook), num_states=num_states, lmbda=lmbda)
+        q = search(t, classes, search_tables(codebook), num_states=num_states, lmbda=lmbda, devices=devices)
         statistics = gather_statistics(t, q, classes, num_states, num_classes)
         codebook = estimate(statistics, num_states, precision=precision)
     return codebook, q

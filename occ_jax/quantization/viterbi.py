@@ -25,6 +25,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int32, UInt8
 
 from occ_jax.quantization.base import to_index
 from occ_jax.quantization.codebook import SearchTables, symbol, table_index
+from occ_jax.quantization.row_parallel import over_rows
 from occ_jax.quantization.ungerboeck import PARITY_CHECKS, check_num_states, predecessors
 
 _CACHED_METRICS = 1 << 15
@@ -114,7 +115,20 @@ def _search_rows(t, classes, tables, lmbda, num_states):
     return best_in_subset(t, subsets, classes, tables, lmbda, num_states)[1]
 
 
-@partial(jax.jit, static_argnames=("num_states",))
+def _search_in_chunks(t, classes, tables, lmbda, num_states):
+    num_rows, length = t.shape
+    chunk = min(num_rows, max(_CACHED_METRICS // num_states, 64))
+    t = jnp.pad(t, ((0, -num_rows % chunk), (0, 0)))
+    classes = jnp.pad(classes, ((0, -num_rows % chunk), (0, 0)))
+
+    def one(rows):
+        return _search_rows(rows[0].T, rows[1].T, tables, lmbda, num_states).T
+
+    q = lax.map(one, (t.reshape(-1, chunk, length), classes.reshape(-1, chunk, length)))
+    return q.reshape(-1, length)[:num_rows]
+
+
+@partial(jax.jit, static_argnames=("num_states", "devices"))
 def search(
     t: Float[Array, "rows length"],
     classes: Int32[Array, "rows length"],
@@ -122,6 +136,7 @@ def search(
     *,
     num_states: int,
     lmbda: Float[Array, ""] | float,
+    devices: tuple[jax.Device, ...] | None = None,
 ) -> Int32[Array, "rows length"]:
     """Indices of the best path for each row; every row starts in state 0 and ends in any state.
 
@@ -131,17 +146,12 @@ def search(
         tables: the codebook, unfolded by :func:`~occ_jax.quantization.codebook.search_tables`.
         num_states: states of the trellis.
         lmbda: squared steps that one bit is worth.
+        devices: devices to share the rows between, in equal parts; the result does not depend on them.
     """
     check_num_states(num_states)
-    num_rows, length = t.shape
-    lmbda = jnp.asarray(lmbda, jnp.float32)
-    chunk = min(num_rows, max(_CACHED_METRICS // num_states, 64))
-    padding = -num_rows % chunk
-    t = jnp.pad(t.astype(jnp.float32), ((0, padding), (0, 0)))
-    classes = jnp.pad(classes, ((0, padding), (0, 0)))
 
-    def one(chunked):
-        return _search_rows(chunked[0].T, chunked[1].T, tables, lmbda, num_states).T
+    def run(rows, shared):
+        return _search_in_chunks(*rows, *shared, num_states)
 
-    q = lax.map(one, (t.reshape(-1, chunk, length), classes.reshape(-1, chunk, length)))
-    return q.reshape(-1, length)[:num_rows]
+    rows = (t.astype(jnp.float32), classes)
+    return over_rows(run, devices)(rows, (tables, jnp.asarray(lmbda, jnp.float32)))
