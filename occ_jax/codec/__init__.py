@@ -1,5 +1,6 @@
 """Files: coded tensors, the container that holds them, and the ledger of its bytes."""
 
+from occ_jax.codec.basis import decode_transform, encode_transform
 from occ_jax.codec.coding import (
     decode_indices,
     decode_tensor,
@@ -25,10 +26,12 @@ __all__ = [
     "decode_indices",
     "decode_tensor",
     "decode_tensors",
+    "decode_transform",
     "encode_affine",
     "encode_lattice",
     "encode_raw",
     "encode_tensor",
+    "encode_transform",
     "from_spec",
     "ledger",
     "open_container",

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int32
 
-from occ_jax.codec import integers, lattice, raw
+from occ_jax.codec import basis, integers, lattice, raw
 from occ_jax.codec.axes import apply_axes, read_axes, undo_axes
 from occ_jax.codec.batch import decode_lattices
 from occ_jax.codec.errors import FormatError, damaged, too_new
@@ -36,6 +36,7 @@ CODECS: Mapping[str, Codec] = {
     "lattice": Codec(sections=lattice.SECTIONS, check=lattice.check_lattice),
     "affine": Codec(sections=integers.SECTIONS, check=integers.check_affine),
     "raw": Codec(sections=raw.SECTIONS, check=raw.check_raw),
+    "transform": Codec(sections=basis.SECTIONS, check=basis.check_transform),
 }
 """The codecs of format version 1."""
 
@@ -128,8 +129,8 @@ def decode_indices(coded: Sequence[CodedTensor]) -> list[Int32[np.ndarray, "..."
 def _indices(coded: Sequence[CodedTensor]) -> list[tuple[np.ndarray, Levels | None]]:
     for tensor in coded:
         check_tensor(tensor.spec, tensor.shape, [len(s) for s in tensor.sections.values()], tensor.place)
-        if tensor.spec["codec"] == "raw":
-            raise FormatError(f"{tensor.place} holds raw values, which have no indices: decode the tensor instead.")
+        if tensor.spec["codec"] not in ("lattice", "affine"):
+            raise FormatError(f"{tensor.place} holds a {tensor.spec['codec']} tensor, which has no indices.")
     lattices = iter(decode_lattices([tensor for tensor in coded if tensor.spec["codec"] == "lattice"]))
     results = []
     for tensor in coded:

@@ -54,13 +54,13 @@ def zigzag(values: Integer[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
         (array([0, 1, 2, 3, 4]), 4294967295)
     """
     values = np.asarray(values, np.int64)
-    return (values << 1) ^ (values >> 63)
+    return np.asarray((values << 1) ^ (values >> 63))
 
 
 def unzigzag(values: Integer[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
     """Inverse of :func:`zigzag`."""
     values = np.asarray(values, np.int64)
-    return (values >> 1) ^ -(values & 1)
+    return np.asarray((values >> 1) ^ -(values & 1))
 
 
 class ByteReader:
