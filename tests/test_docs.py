@@ -1,9 +1,11 @@
 """The documents keep their promises: links resolve, commands parse, examples run, both languages agree."""
 
+import functools
 import itertools
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -106,22 +108,25 @@ def test_a_command_that_does_not_exist_is_refused(capsys):
     capsys.readouterr()
 
 
-@each([page for page in PAGES if blocks(page, "python")])
-def test_python_examples_run(page, tmp_path, monkeypatch):
-    """All blocks of a page, one after the other, with the settings that JAX comes with."""
-    monkeypatch.chdir(tmp_path)
-    namespace: dict[str, object] = {"__name__": "__main__"}
+@functools.cache
+def run_examples(page: Path) -> dict[str, Any]:
+    """All Python blocks of a page, one after the other, with the settings that JAX comes with; their names."""
+    namespace: dict[str, Any] = {"__name__": "__main__"}
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         for body in blocks(page, "python"):
             exec(compile(body, name_of(page), "exec"), namespace)
+    return namespace
+
+
+@each([page for page in PAGES if blocks(page, "python")])
+def test_python_examples_run(page):
+    run_examples(page)
 
 
 def test_rotation_costs_an_entropy_coder_bits_and_spares_integers_error():
     """What the page on outliers says about its example is what the example does."""
-    (example,) = blocks(ROOT / "docs" / "theory" / "coordinate_relative_outliers.md", "python")
-    page: dict = {}
+    page = run_examples(ROOT / "docs" / "theory" / "coordinate_relative_outliers.md")
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        exec(example, page)
         bits, rotated_bits = page["entropy_coded_bits"](page["w"]), page["entropy_coded_bits"](page["rotated"])
         error, rotated_error = page["int4_error"](page["w"]), page["int4_error"](page["rotated"])
     variances = np.asarray(page["column_scales"], np.float64) ** 2
