@@ -49,6 +49,10 @@ def gguf_model_config(
         raise OccError(
             f"{rotated} of {head_dim} dimensions of a head are rotated; the Llama family rotates whole heads."
         )
+    if rope_factors is not None and 2 * rope_factors.size != head_dim:
+        raise OccError(
+            f"{ROPE_FACTORS} has {rope_factors.size} values for heads of {head_dim}; convert the model again."
+        )
     theta = float(metadata.get(f"{arch}.rope.freq_base", 10_000.0))
     fields = {
         "architectures": [ARCHITECTURES[arch]],
@@ -143,24 +147,28 @@ def llama3_scaling(factors: np.ndarray, theta: float) -> dict[str, Any] | None:
     d = np.asarray(factors, np.float64).ravel()
     if np.allclose(d, 1.0):
         return None
-    factor = float(d.max())
-    s = (1 / d - 1 / factor) / (1 - 1 / factor)
-    between = (s > 1e-4) & (s < 1 - 1e-4)
+    unknown = OccError(
+        "the table of rope frequencies is not a llama3 scaling; give the Hugging Face directory instead."
+    )
+    if not (np.isfinite(d).all() and d.min() > 0 and d.max() > 1):
+        raise unknown
     low, high, original = 1.0, 4.0, 8192.0
+    s = (1 / d - 1 / d.max()) / (1 - 1 / d.max())
+    between = (s > 1e-4) & (s < 1 - 1e-4)
     if between.sum() >= 2:
         slope, intercept = np.polyfit(1 / _wavelengths(d.size, theta)[between], s[between], 1)
-        high = low - low / intercept  # intercept = -low / (high - low)
+        if not (slope > 0 > intercept):
+            raise unknown
+        high = low - low / intercept  # intercept = -low / (high - low), slope = original / (high - low)
         original = slope * (high - low)
     scaling = {
-        "factor": round(factor, 4),
+        "factor": round(float(d.max()), 4),
         "low_freq_factor": low,
         "high_freq_factor": round(float(high), 2),
         "original_max_position_embeddings": round(float(original)),
     }
-    if not np.allclose(llama3_divisors(d.size, theta, **scaling), d, rtol=1e-3):
-        raise OccError(
-            "the table of rope frequencies is not a llama3 scaling; give the Hugging Face directory instead."
-        )
+    if scaling["high_freq_factor"] <= low or not np.allclose(llama3_divisors(d.size, theta, **scaling), d, rtol=1e-3):
+        raise unknown
     return {"rope_type": "llama3"} | scaling
 
 
