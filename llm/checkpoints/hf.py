@@ -88,7 +88,7 @@ def read_json_object(file: Path) -> dict[str, Any]:
     """
     try:
         fields = json.loads(file.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise OccError(f"{file}: not valid JSON ({error}); download it again.") from error
     if not isinstance(fields, dict):
         raise OccError(f"{file}: holds no JSON object; download it again.")

@@ -170,7 +170,7 @@ def test_only_pickles(directory):
     refused(directory, "only pickled weights")
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", "\xff\xfe", '{"architectures": 3}'])
+@pytest.mark.parametrize("content", ["", "{", "[1]", "[" * 100_000, "\xff\xfe", '{"architectures": 3}'])
 def test_damaged_config(directory, content):
     (directory / "config.json").write_bytes(content.encode("latin-1"))
     refused(directory, "config.json")
