@@ -71,6 +71,15 @@ def test_relative_links_resolve(page):
     assert broken_links(page) == []
 
 
+@each(PAGES)
+def test_named_files_exist(page):
+    """Files of this project that stand in the text as code, alone or as what Python runs."""
+    folders = "benchmarks|docs|llm|occ_jax|scripts|tests"
+    named = re.findall(rf"`(?:python )?((?:{folders})/[\w/.]+)`", prose(page))
+    made_later = {"docs/results/"}  # by the first run of scripts/update_readme.py
+    assert [path for path in named if path not in made_later and not (ROOT / path).exists()] == []
+
+
 def test_a_link_that_leads_nowhere_is_noticed(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(
