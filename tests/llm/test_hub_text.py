@@ -15,12 +15,12 @@ from occ_llm.hub_text import read_wikitext2, rows_joined, wikitext2_test
 RAW = " \n = Robert Boulter = \n \n Robert Boulter is an actor . \n He played .\u2028 \n"
 
 
-def archive(path: Path, text: str | None) -> str:
+def archive(path: Path, text: str | None) -> Path:
     with zipfile.ZipFile(path, "w") as files:
         files.writestr("wikitext-2-raw/wiki.valid.raw", "other")
         if text is not None:
             files.writestr("wikitext-2-raw/wiki.test.raw", text)
-    return str(path)
+    return path
 
 
 def test_rows_are_joined_as_the_published_tables_do():
@@ -35,12 +35,12 @@ def test_both_layouts(tmp_path, monkeypatch):
 
     def download(*args, **kwargs):
         asked.append((args, kwargs))
-        return archive(tmp_path / "w.zip", RAW)
+        return str(archive(tmp_path / "wikitext-2-raw-v1.zip", RAW).parent)
 
-    monkeypatch.setattr(hub_text, "hf_hub_download", download)
+    monkeypatch.setattr(hub_text, "snapshot_download", download)
     assert wikitext2_test() == rows_joined(RAW)
     assert wikitext2_test("raw") == RAW
-    assert asked[0] == (("ggml-org/ci", "wikitext-2-raw-v1.zip"), {"repo_type": "dataset"})
+    assert asked[0] == (("ggml-org/ci",), {"repo_type": "dataset", "allow_patterns": ["wikitext-2-raw-v1.zip"]})
 
 
 @pytest.mark.parametrize("error", [LocalEntryNotFoundError("offline"), OSError("no route")])
@@ -48,7 +48,7 @@ def test_without_a_network_it_says_what_to_do(monkeypatch, error):
     def fail(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(hub_text, "hf_hub_download", fail)
+    monkeypatch.setattr(hub_text, "snapshot_download", fail)
     with pytest.raises(
         OccError, match=r"wikitext2: cannot be downloaded .*; go online once, or give a text file with --text FILE"
     ):
@@ -65,7 +65,9 @@ def test_offline_for_real(tmp_path):
 def test_damaged_archives(tmp_path):
     (tmp_path / "x.zip").write_bytes(b"not a zip")
     with pytest.raises(OccError, match=r"x\.zip: not the WikiText-2 archive .*; delete it"):
-        read_wikitext2(str(tmp_path / "x.zip"))
+        read_wikitext2(tmp_path / "x.zip")
+    with pytest.raises(OccError, match=r"none\.zip: not the WikiText-2 archive"):
+        read_wikitext2(tmp_path / "none.zip")
     with pytest.raises(OccError, match="not the WikiText-2 archive"):
         read_wikitext2(archive(tmp_path / "y.zip", None))
     with pytest.raises(OccError, match="holds another text"):
