@@ -197,10 +197,12 @@ def stack(tables: Sequence[FreqTable]) -> FreqTable:
         raise ValueError(f"tables of one stack need one precision, got {sorted(precisions)}")
     freq = np.zeros((len(tables), max(table.num_symbols for table in tables)), np.uint32)
     for row, table in zip(freq, tables):
-        row[: table.num_symbols - 1] = table.freq[:-1]
-        row[-1] = table.freq[-1]
-    offset = jnp.stack([jnp.asarray(table.offset, jnp.int32) for table in tables])
-    return FreqTable(jnp.asarray(freq), offset, precisions.pop())
+        # On the host: slicing arrays of JAX would compile once for every width.
+        own = np.asarray(table.freq)
+        row[: own.size - 1] = own[:-1]
+        row[-1] = own[-1]
+    offset = np.array([np.asarray(table.offset) for table in tables], np.int32)
+    return FreqTable(jnp.asarray(freq), jnp.asarray(offset), precisions.pop())
 
 
 def as_stack(tables: FreqTable) -> FreqTable:
