@@ -36,12 +36,16 @@ def fold_norms(config: ModelConfig, weights: Weights) -> Weights:
         for kind, norm in NORM_OF.items():
             name = linear_name(layer, kind)
             rules[name] = _times_gain(name, norm.format(layer))
-        for norm in (ATTENTION_NORM, MLP_NORM):
-            rules[norm.format(layer)] = _ones(norm.format(layer))
     if not config.tie_word_embeddings:
         rules[HEAD] = _times_gain(HEAD, FINAL_NORM)
-        rules[FINAL_NORM] = _ones(FINAL_NORM)
+    rules |= {norm: _ones(norm) for norm in folded_gains(config)}
     return DerivedWeights(weights, rules)
+
+
+def folded_gains(config: ModelConfig) -> tuple[str, ...]:
+    """Names of the norms whose gains folding makes one."""
+    names = [norm.format(layer) for layer in range(config.num_layers) for norm in (ATTENTION_NORM, MLP_NORM)]
+    return tuple(names if config.tie_word_embeddings else [*names, FINAL_NORM])
 
 
 def _times_gain(name: str, norm: str) -> Callable[[Weights], np.ndarray]:

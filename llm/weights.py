@@ -43,6 +43,9 @@ class DerivedWeights(Weights):
         rule = self._rules.get(name)
         return self._source[name] if rule is None else rule(self._source)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._known  # the default of Mapping would read the tensor
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..errors import OccError
 from .base import Checkpoint
+from .compressed import is_compressed_directory, read_compressed_directory
 from .gguf import is_gguf_file, read_gguf_file
 from .hf import read_hf_directory
 from .hub import fetch_from_hub, parse_hub_id
@@ -28,6 +29,7 @@ class Reader:
 
 
 READERS: tuple[Reader, ...] = (
+    Reader(format="compressed directory", matches=is_compressed_directory, read=read_compressed_directory),
     Reader(format="GGUF file", matches=is_gguf_file, read=read_gguf_file),
     Reader(format="Hugging Face directory", matches=Path.is_dir, read=read_hf_directory),
 )

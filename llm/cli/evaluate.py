@@ -6,7 +6,8 @@ from typing import Annotated
 import jax
 import tyro
 
-from ..checkpoints import load_checkpoint
+from ..checkpoints import Checkpoint, load_checkpoint
+from ..errors import OccError
 from ..evaluation import Quality, Reference, cut_windows, evaluate, read_text
 from ..generation import generate
 from ..model import LanguageModel
@@ -42,13 +43,25 @@ class Evaluate:
         )
         reference = None
         if self.reference is not None:
-            reference = Reference(LanguageModel.from_checkpoint(load_checkpoint(self.reference)), keep=False)
-        model = LanguageModel.from_checkpoint(checkpoint)
+            original = load_checkpoint(self.reference)
+            require_same_tokens(checkpoint, original)
+            reference = Reference(LanguageModel.from_weights(original.config, original.weights), keep=False)
+        model = LanguageModel.from_weights(checkpoint.config, checkpoint.weights)
         quality = evaluate(
             model, windows, reference=reference, progress=lambda rows: terminal.track(rows, "windows")
         )
         show_quality(terminal, self.model, quality)
         terminal.result(quality)
+
+
+def require_same_tokens(model: Checkpoint, reference: Checkpoint) -> None:
+    """Refuse to compare distributions over different vocabularies.
+
+    Raises:
+        OccError: the two models number their tokens differently.
+    """
+    if model.config.vocab_size != reference.config.vocab_size or model.tokenizer.get_vocab() != reference.tokenizer.get_vocab():
+        raise OccError(f"{model.name} and {reference.name} have different tokens; compare a model with its own original")
 
 
 def show_quality(terminal: Terminal, name: str, quality: Quality) -> None:
@@ -78,7 +91,7 @@ class Generate:
         """Generate and print the text."""
         terminal = Terminal(json_only=self.json)
         checkpoint = load_checkpoint(self.model)
-        model = LanguageModel.from_checkpoint(checkpoint)
+        model = LanguageModel.from_weights(checkpoint.config, checkpoint.weights)
         text = generate(
             model,
             checkpoint.tokenizer,

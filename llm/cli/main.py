@@ -8,12 +8,13 @@ from occ_jax.codec import FormatError
 
 from ..errors import OccError
 from .analyse import Inspect, Models
-from .compress import Compress, Decompress
+from .compress import Calibrate, Compress, Decompress
 from .demo import Demo
 from .evaluate import Evaluate, Generate
 
 COMMANDS = {
     "compress": Compress,
+    "calibrate": Calibrate,
     "evaluate": Evaluate,
     "decompress": Decompress,
     "inspect": Inspect,

@@ -57,21 +57,21 @@ class Reference:
     """
 
     def __init__(self, model: LanguageModel, *, keep: bool = True):
-        self._model = model
+        self.model = model
         self._keep = keep
         self._states: dict[bytes, np.ndarray] = {}
 
     @property
     def head(self) -> Float[Array, "vocab width"]:
         """Output matrix of the reference."""
-        return self._model.head
+        return self.model.head
 
     def hidden(self, tokens: Int[np.ndarray, " length"]) -> Float[Array, "length width"]:
         """Final hidden states of one window."""
         key = tokens.tobytes()
         if key in self._states:
             return jnp.asarray(self._states[key])
-        states = self._model.hidden_states(tokens[None])[0]
+        states = self.model.hidden_states(tokens[None])[0]
         if self._keep:
             self._states[key] = np.asarray(states)
         return states
@@ -114,7 +114,7 @@ def evaluate(
     return Quality(
         perplexity=float(np.exp(mean_nll)),
         nll=mean_nll,
-        bits_per_byte=mean_nll * windows.num_predictions / np.log(2) / windows.num_bytes,
+        bits_per_byte=float(mean_nll * windows.num_predictions / np.log(2) / windows.num_bytes),
         kl_mean=divergence[0],
         kl_p99=divergence[1],
         kl_se=divergence[2],

@@ -1,0 +1,164 @@
+"""``occ compress``, ``occ decompress`` and ``occ calibrate``."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import tyro
+
+from ..calibration import Statistics, load_or_calibrate
+from ..checkpoints import Checkpoint, load_checkpoint, write_hf_directory
+from ..checkpoints.atomic import check_output
+from ..checkpoints.write import FloatType
+from ..compression import Compressed, Settings, compress
+from ..evaluation import cut_windows, read_text
+from ..text import python_text
+from .terminal import Terminal
+
+ModelSource = Annotated[str, tyro.conf.Positional]
+Output = Annotated[Path, tyro.conf.Positional]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CalibrationText:
+    """Text on which the sensitivity of the weights is measured."""
+
+    text: Path | None = None
+    """A text file; by default the documentation that every Python carries."""
+    calibration_windows: int = 8
+    """Windows of text to read; more is better and slower."""
+    calibration_window: int = 1024
+    """Tokens per window."""
+
+    @property
+    def described(self) -> str:
+        """What a model card says."""
+        source = "the Python documentation" if self.text is None else self.text.name
+        return f"{source}, up to {self.calibration_windows} windows of {self.calibration_window} tokens"
+
+    def statistics(
+        self, checkpoint: Checkpoint, terminal: Terminal, *, seed: int, path: Path | None = None
+    ) -> Statistics:
+        """Statistics of a model on this text: collected now, or read from where they are kept."""
+        text = python_text("calibration") if self.text is None else read_text(str(self.text))
+        windows = cut_windows(
+            text,
+            checkpoint.tokenizer,
+            window=self.calibration_window,
+            max_windows=self.calibration_windows,
+            source="the Python documentation" if self.text is None else str(self.text),
+        )
+        return load_or_calibrate(
+            checkpoint.config,
+            checkpoint.weights,
+            windows.tokens,
+            key=jax.random.key(seed),
+            path=path,
+            progress=lambda steps: terminal.track(steps, "calibrate"),
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compress:
+    """Compress a model into a directory: as small as asked for, as good as possible."""
+
+    model: ModelSource
+    """A directory, a hub id, a .gguf file, or a name of `occ models`."""
+    out: Output
+    """Directory to write."""
+    settings: Annotated[Settings, tyro.conf.arg(name="")]
+    calibration: Annotated[CalibrationText, tyro.conf.arg(name="")] = CalibrationText()
+    force: bool = False
+    """Replace a model at OUT."""
+    json: bool = False
+    """Print one JSON object on standard output."""
+
+    def run(self) -> None:
+        """Calibrate, compress, and show the sizes."""
+        terminal = Terminal(json_only=self.json)
+        checkpoint = load_checkpoint(self.model)
+        check_output(self.out, force=self.force, inputs=[] if checkpoint.path is None else [checkpoint.path])
+        statistics = self.calibration.statistics(checkpoint, terminal, seed=self.settings.seed)
+        result = compress(
+            checkpoint,
+            self.out,
+            statistics,
+            self.settings,
+            force=self.force,
+            text=self.calibration.described,
+            track=terminal.track,
+        )
+        show_compressed(terminal, self.out, result)
+        terminal.result(dataclasses.asdict(result.sizes) | {"step": result.step, "seconds": result.seconds})
+
+
+def show_compressed(terminal: Terminal, out: Path, result: Compressed) -> None:
+    """Sizes of a fresh file."""
+    sizes = result.sizes
+    rows = [
+        ("file bytes", sizes.file_bytes),
+        ("bits per weight, linear layers", sizes.linear_bits_per_weight),
+        ("bits per weight, whole file", sizes.file_bits_per_weight),
+        ("seconds", result.seconds),
+    ]
+    terminal.table(str(out), ("quantity", "value"), rows)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Calibrate:
+    """Measure on text how sensitive a model is to errors in its weights, and keep the result as a file."""
+
+    model: ModelSource
+    """A directory, a hub id, a .gguf file, or a name of `occ models`."""
+    out: Output
+    """Statistics file to write (safetensors); read instead, if it is there and fits."""
+    calibration: Annotated[CalibrationText, tyro.conf.arg(name="")] = CalibrationText(calibration_windows=32)
+    seed: int = 0
+    """Seed of the labels that are drawn from the model."""
+    json: bool = False
+    """Print one JSON object on standard output."""
+
+    def run(self) -> None:
+        """Calibrate, or say that the file is there."""
+        terminal = Terminal(json_only=self.json)
+        checkpoint = load_checkpoint(self.model)
+        statistics = self.calibration.statistics(checkpoint, terminal, seed=self.seed, path=self.out)
+        fields = {"file": str(self.out), "tokens": statistics.num_tokens, **dataclasses.asdict(statistics.fingerprint)}
+        terminal.table(str(self.out), ("quantity", "value"), list(fields.items()))
+        terminal.result(fields)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Decompress:
+    """Turn a compressed model into a dense Hugging Face directory that transformers opens."""
+
+    model: ModelSource
+    """A directory that `occ compress` wrote."""
+    out: Output
+    """Directory to write."""
+    dtype: FloatType = "float32"
+    """How to store the weights."""
+    force: bool = False
+    """Replace a model at OUT."""
+    json: bool = False
+    """Print one JSON object on standard output."""
+
+    def run(self) -> None:
+        """Decode every tensor once and write it."""
+        terminal = Terminal(json_only=self.json)
+        checkpoint = load_checkpoint(self.model)
+        with terminal.progress("decompress", total=len(checkpoint.weights)) as advance:
+            write_hf_directory(
+                self.out,
+                config=checkpoint.config,
+                weights=checkpoint.weights,
+                tokenizer_files=checkpoint.tokenizer_files,
+                dtype=self.dtype,
+                force=self.force,
+                inputs=[] if checkpoint.path is None else [checkpoint.path],
+                on_tensor=lambda name: advance(1),
+            )
+        files = {file.name: file.stat().st_size for file in sorted(self.out.iterdir())}
+        terminal.table(str(self.out), ("file", "bytes"), list(files.items()))
+        terminal.result({"out": str(self.out), "files": files})

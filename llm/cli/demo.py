@@ -1,0 +1,131 @@
+"""``occ demo``: the main job end to end, in minutes: three rates, three coordinate systems, one table."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from ..checkpoints import Checkpoint, load_checkpoint
+from ..compression import Compressed, Settings, compress
+from ..coordinates import CoordinateName
+from ..errors import OccError
+from ..evaluation import Reference, Windows, cut_windows, evaluate
+from ..figures import rate_distortion_figure
+from ..model import LanguageModel
+from ..results import Row
+from ..text import python_text
+from .compress import CalibrationText
+from .terminal import Terminal
+
+MODEL, OFFLINE_MODEL = "smollm2-135m-q4_1", "tiny"
+COORDINATES: tuple[CoordinateName, ...] = ("identity", "hadamard", "klt")
+RATES = (4.0, 3.5, 3.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Compress a model at three rates in original, Hadamard and KLT coordinates, and compare the files."""
+
+    out: Path = Path("demo")
+    """Directory for the files, the results and the figure."""
+    model: str | None = None
+    """Model to compress; by default SmolLM2-135M, or without a network the bundled `tiny`."""
+    window: int | None = None
+    """Tokens per evaluation window; by default 2048, or what the model was trained on if that is less."""
+    max_windows: int = 4
+    """Windows to evaluate on."""
+    force: bool = False
+    """Replace the files of an earlier demo."""
+    json: bool = False
+    """Print one JSON object on standard output."""
+
+    def run(self) -> None:
+        """Run the demo and write ``results.json`` and ``rate_distortion.svg``."""
+        terminal = Terminal(json_only=self.json)
+        if (self.out / "results.json").exists() and not self.force:
+            raise OccError(f"{self.out}: holds a demo already; choose another --out, or pass --force to replace it")
+        checkpoint = _open(self.model, terminal)
+        window = self.window or min(2048, checkpoint.config.max_position)
+        windows = cut_windows(
+            python_text("heldout"), checkpoint.tokenizer, window=window, max_windows=self.max_windows
+        )
+        calibration = CalibrationText(calibration_window=min(1024, window))
+        statistics = calibration.statistics(checkpoint, terminal, seed=0)
+        reference = Reference(LanguageModel.from_weights(checkpoint.config, checkpoint.weights))
+        original = evaluate(reference.model, windows, progress=lambda rows: terminal.track(rows, "original"))
+        rows = []
+        for coordinates in COORDINATES:
+            for bits in RATES:
+                place = self.out / f"{coordinates}-{bits:g}"
+                settings = Settings(bits=bits, coordinates=coordinates)
+                track = functools.partial(_labelled, terminal, f"{coordinates} {bits:g} bits")
+                text = calibration.described
+                made = compress(checkpoint, place, statistics, settings, force=self.force, text=text, track=track)
+                rows.append(_measured(place, settings, made, windows, reference, track))
+        facts = {
+            "model": checkpoint.name,
+            "text": "held-out part of the Python documentation",
+            "calibration": calibration.described,
+            "windows": len(windows.tokens),
+            "window": window,
+            "reference_perplexity": original.perplexity,
+        }
+        self._report(terminal, facts, rows)
+
+    def _report(self, terminal: Terminal, facts: dict[str, Any], rows: list[Row]) -> None:
+        results = facts | {"rows": [dataclasses.asdict(row) for row in rows]}
+        (self.out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        rate_distortion_figure(rows, self.out / "rate_distortion.svg", model=facts["model"])
+        columns = ("coordinates", "bits/weight", "file bytes", "perplexity", "KL", "± se", "seconds")
+        cells = [
+            (r.coordinates, r.linear_bits_per_weight, r.file_bytes, r.perplexity, r.kl_mean, r.kl_se, r.seconds)
+            for r in rows
+        ]
+        title = f"{facts['model']}: perplexity {facts['reference_perplexity']:.2f} before compression"
+        terminal.table(title, columns, cells)
+        terminal.note(f"files, results.json and rate_distortion.svg are in {self.out}")
+        terminal.result(results)
+
+
+def _open(source: str | None, terminal: Terminal) -> Checkpoint:
+    """The model that was asked for, or the largest that can be had."""
+    if source is not None:
+        return load_checkpoint(source)
+    try:
+        return load_checkpoint(MODEL)
+    except OccError as error:
+        terminal.note(f"{error} Going on with the bundled model {OFFLINE_MODEL!r} instead.")
+        return load_checkpoint(OFFLINE_MODEL)
+
+
+def _labelled(terminal: Terminal, label: str, rows: Iterable, step: str) -> Iterable:
+    return terminal.track(rows, f"{label}: {step}")
+
+
+def _measured(
+    place: Path,
+    settings: Settings,
+    made: Compressed,
+    windows: Windows,
+    reference: Reference,
+    track: Callable[[Iterable, str], Iterable],
+) -> Row:
+    """Open a compressed model like anybody else would, and evaluate it."""
+    opened = load_checkpoint(place)
+    model = LanguageModel.from_weights(opened.config, opened.weights)
+    quality = evaluate(model, windows, reference=reference, progress=lambda rows: track(rows, "evaluate"))
+    assert quality.kl_mean is not None
+    assert quality.kl_se is not None
+    return Row(
+        coordinates=settings.coordinates,
+        quantizer=settings.quantizer,
+        feedback=settings.feedback,
+        linear_bits_per_weight=made.sizes.linear_bits_per_weight,
+        file_bytes=made.sizes.file_bytes,
+        perplexity=quality.perplexity,
+        kl_mean=quality.kl_mean,
+        kl_se=quality.kl_se,
+        seconds=made.seconds,
+    )

@@ -1,0 +1,125 @@
+"""One constant for the whole file: how large the steps must be for the target, from a few rows of every matrix.
+
+Rows are independent of each other given the Hessian, so quantizing some of them (with feedback, in full width)
+tells what all of them cost. Their code lengths by scale class make one curve of rate against step for any set of
+matrices; their symbols make the tables of the file. Two or three such probes settle the step to a fraction of a percent.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from occ_jax.entropy.tables import cost_bits
+from occ_jax.quantization.codebook import Codebook, Statistics, estimate
+from occ_jax.quantization.scales import NUM_CLASSES, class_sigmas
+from occ_jax.quantization.trellis import gaussian_codebook, gaussian_statistics
+from occ_jax.quantization.ungerboeck import num_parities
+
+from ..roles import is_linear
+from .plan import MatrixPlan, solve_step
+
+MAX_PROBES = 4
+_SETTLED = 0.02  # relative change of the step from probe to probe
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Allocation:
+    """The outcome: one step and one codebook for every matrix of the file."""
+
+    step: float
+    codebook: Codebook
+
+
+Probe = Callable[[float, Codebook], Statistics]
+"""Quantize the probe rows of every matrix at a step, with a codebook; say which symbols came out."""
+
+
+def allocate(
+    plans: Mapping[str, MatrixPlan],
+    probe: Probe,
+    *,
+    num_states: int,
+    bits: float | None,
+    step: float | None,
+    side_info_bits: Callable[[Codebook], float],
+) -> Allocation:
+    """Choose the global step and the codebook.
+
+    Args:
+        plans: of all matrices, by name.
+        probe: quantizes the probe rows.
+        num_states: states of the trellis.
+        bits: target for the linear layers, bits per weight with all side information; or ``None``.
+        step: the step itself, if there is no target.
+        side_info_bits: what the linear layers take beside their indices, with a codebook.
+
+    Raises:
+        ValueError: no step reaches the target.
+    """
+    linear = [plan for name, plan in plans.items() if is_linear(name)]
+    weights = sum(plan.shape[0] * plan.shape[1] for plan in linear)
+    codebook = gaussian_codebook(class_sigmas(), num_states=num_states)
+    class_bits = mean_class_bits(gaussian_statistics(class_sigmas(), num_states), codebook)
+
+    def solved(start: float) -> float:
+        if bits is None:
+            assert step is not None
+            return float(np.float32(step))
+        return solve_step(linear, class_bits, bits * weights - side_info_bits(codebook), start)
+
+    current = solved(1.0)
+    for _ in range(MAX_PROBES):
+        statistics = probe(current, codebook)
+        class_bits = mean_class_bits(statistics, codebook, fallback=class_bits)
+        codebook = refined_codebook(statistics, num_states)
+        previous, current = current, solved(current)
+        if abs(np.log(current / previous)) < _SETTLED:
+            break
+    return Allocation(step=current, codebook=codebook)
+
+
+def mean_class_bits(
+    statistics: Statistics, codebook: Codebook, *, fallback: Float[np.ndarray, " classes"] | None = None
+) -> Float[np.ndarray, " classes"]:
+    """Mean code length of a coefficient of each scale class, in bits; does not fall from class to class.
+
+    Args:
+        statistics: symbols that occurred.
+        codebook: prices them.
+        fallback: for classes with few coefficients.
+    """
+    freq, offset = np.asarray(codebook.tables.freq), np.asarray(codebook.tables.offset)
+    costs = np.asarray(cost_bits(codebook.tables), np.float64)
+    column = np.arange(-statistics.max_symbol, statistics.max_symbol + 1)[None, :] - offset[:, None]
+    escape = freq.shape[1] - 1
+    column = np.where((column >= 0) & (column < escape), column, escape)
+    spent = (statistics.counts * np.take_along_axis(costs, column, 1)).reshape(NUM_CLASSES, -1).sum(1)
+    count = statistics.counts.reshape(NUM_CLASSES, -1).sum(1)
+    mean = spent / np.maximum(count, 1e-12)
+    if fallback is not None:
+        mean = np.where(count >= 1000, mean, fallback)
+    return np.maximum.accumulate(mean)
+
+
+def refined_codebook(statistics: Statistics, num_states: int) -> Codebook:
+    """Codebook of measured symbols, with the expectation for Gaussian classes mixed in at the weight of a few samples."""
+    prior = gaussian_statistics(class_sigmas(), num_states)
+    seen = statistics.counts.reshape(NUM_CLASSES, -1).sum(1) > 0
+    weight = np.repeat(4.0 * seen, num_parities(num_states))[:, None]
+    prior = jax.tree.map(lambda x: x * weight, prior)
+    return estimate(jax.tree.map(np.add, statistics, prior), num_states)
+
+
+def probe_rows(num_rows: int, num_cols: int, *, share: int = 8, smallest: int = 32, largest: int = 1 << 20) -> slice:
+    """Evenly spaced rows: one in ``share``, but at least ``smallest``, and at most ``largest`` coefficients of a matrix.
+
+    Example:
+        >>> probe_rows(576, 576), probe_rows(49152, 576), probe_rows(20, 64)
+        (slice(0, None, 8), slice(0, None, 27), slice(0, None, 1))
+    """
+    stride = max(1, min(share, num_rows // smallest))
+    stride = max(stride, -(-num_rows * num_cols // largest))
+    return slice(0, None, stride)

@@ -1,0 +1,133 @@
+"""The passes over a network: plan every matrix, probe a few rows of each, quantize and code all of them."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from occ_jax.codec import CodedTensor, Levels, encode_lattice, encode_raw, encode_transform
+from occ_jax.quantization.codebook import (
+    Codebook,
+    SearchTables,
+    Statistics,
+    codebook_to_bytes,
+    gather_statistics,
+    reconstruct,
+    search_tables,
+)
+from occ_jax.quantization.feedback import FeedbackResult, quantize_with_feedback
+from occ_jax.quantization.scales import CLASS_SHIFT, NUM_CLASSES
+from occ_jax.transforms import Identity
+
+from ..checkpoints.compressed import BASIS
+from ..roles import FINAL_NORM, is_linear
+from .allocation import probe_rows
+from .factors import Factors
+from .network import BASIS_BITS, Network
+from .plan import MatrixPlan, plan_matrix
+from .settings import Settings
+
+Track = Callable[[Iterable[str], str], Iterable[str]]
+"""``track(names, label)`` iterates over ``names`` and shows how far the work has come."""
+
+_LANE_BYTES = 6
+_LANE_SYMBOLS = 1 << 14
+
+
+class Compressor:
+    """One network under one set of settings; the methods are the passes over it, in this order.
+
+    Args:
+        network: what to compress.
+        settings: how.
+        factors: factors of second moments, kept between the passes.
+        track: shows progress.
+    """
+
+    def __init__(self, network: Network, settings: Settings, factors: Factors, track: Track):
+        self._network = network
+        self._settings = settings
+        self._factors = factors
+        self._track = track
+        self.plans: dict[str, MatrixPlan] = {}
+        self._probes: dict[str, Float[np.ndarray, "rows d_in"]] = {}
+
+    def plan(self) -> None:
+        """Factor every second moment, fit every matrix's levels, and keep the rows to probe.
+
+        Raises:
+            ValueError: a matrix is not finite, or a second moment is singular.
+        """
+        for name in self._track(self._network.matrices, "plan"):
+            w = self._network.coefficients(name)
+            sensitivity = self._network.sensitivity(name)
+            factor = self._factors.of(name, sensitivity.hessian)
+            self.plans[name] = plan_matrix(name, w, factor.relative_steps, sensitivity.rows)
+            self._probes[name] = w[probe_rows(*w.shape)].copy()
+
+    def probe(self, step: float, codebook: Codebook) -> Statistics:
+        """Symbols of the probe rows at a step."""
+        tables = search_tables(codebook)
+        total = None
+        for name in self._track(self._network.matrices, "probe"):
+            levels = _rows(self.plans[name].levels(step), probe_rows(*self.plans[name].shape))
+            result = self._quantize(name, self._probes[name], levels, tables)
+            statistics = _statistics(result, levels, codebook)
+            total = statistics if total is None else jax.tree.map(np.add, total, statistics)
+        assert total is not None
+        return total
+
+    def encode(self, name: str, step: float, codebook: Codebook) -> CodedTensor:
+        """Quantize and code one whole matrix."""
+        levels = self.plans[name].levels(step)
+        q = self._quantize(name, self._network.coefficients(name), levels, search_tables(codebook)).q
+        transform = self._network.stored_transform(name)
+        right = None if isinstance(transform, Identity) else transform
+        return encode_lattice(np.asarray(q), levels, codebook, right=right, lane_symbols=_LANE_SYMBOLS)
+
+    def encode_rest(self) -> dict[str, CodedTensor]:
+        """Everything that is not quantized: gains, biases, and the basis of a tied head."""
+        network = self._network
+        coded = {name: encode_raw(network.weights[name], "float16") for name in network.vectors}
+        if network.mixes_head:
+            width = network.config.hidden_size
+            coded[FINAL_NORM] = encode_raw(network.final_gain, "float16")
+            coded[BASIS] = encode_transform(network.coordinates.residual, width, matrix_bits=BASIS_BITS)
+        return coded
+
+    def side_info_bits(self, codebook: Codebook) -> float:
+        """About what the linear layers take beside their indices: levels, lanes, and their share of the tables."""
+        linear = [plan for name, plan in self.plans.items() if is_linear(name)]
+        levels = sum(len(plan.levels(1.0).to_bytes()) for plan in linear)
+        lanes = sum(-(-plan.shape[0] * plan.shape[1] // _LANE_SYMBOLS) for plan in linear)
+        return 8.0 * (levels + _LANE_BYTES * lanes + len(codebook_to_bytes(codebook)))
+
+    def _quantize(
+        self, name: str, w: Float[np.ndarray, "rows d_in"], levels: Levels, tables: SearchTables
+    ) -> FeedbackResult:
+        step_row, step_column = levels.steps()
+        return quantize_with_feedback(
+            w,
+            self._factors.load(name),
+            tables,
+            step_row=step_row,
+            step_column=step_column,
+            row_level=levels.class_rows,
+            column_level=levels.class_cols,
+            num_states=self._settings.states,
+            class_shift=CLASS_SHIFT,
+            devices=tuple(jax.devices()),
+        )
+
+
+def _rows(levels: Levels, rows: slice) -> Levels:
+    return dataclasses.replace(levels, step_rows=levels.step_rows[rows], class_rows=levels.class_rows[rows])
+
+
+def _statistics(result: FeedbackResult, levels: Levels, codebook: Codebook) -> Statistics:
+    classes = levels.classes(NUM_CLASSES).astype(np.int32)
+    t = result.residual + reconstruct(result.q, jnp.asarray(classes), codebook)
+    return gather_statistics(t, result.q, classes, codebook.num_states, NUM_CLASSES)

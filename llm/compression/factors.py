@@ -1,0 +1,53 @@
+"""Factors of second moments, computed once and kept on disk between the passes over a network."""
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from occ_jax.quantization.hessian import HessianFactor, prepare_hessian
+
+from ..calibration.statistics import INPUT_OF, hessian_name
+from ..roles import kind_of, layer_of
+
+
+class Factors:
+    """Upper triangular factors ``U`` with ``H^-1 = U^T U``, one for all matrices that read the same inputs.
+
+    Args:
+        directory: an existing directory for this network alone; factors take ``4 d^2`` bytes each there.
+        damping: see :func:`~occ_jax.quantization.hessian.prepare_hessian`.
+        feedback: with ``False`` only the diagonal of ``H`` counts, and errors are not passed on.
+    """
+
+    def __init__(self, directory: Path, *, damping: float, feedback: bool):
+        self._directory = directory
+        self._damping = damping
+        self._feedback = feedback
+
+    def of(self, name: str, hessian: Float[np.ndarray, "d d"]) -> HessianFactor:
+        """Factor of the second moment ``hessian`` of the inputs of a matrix, by the matrix's name.
+
+        Raises:
+            ValueError: the second moment is singular or not finite; the message names the matrix.
+        """
+        file = self._file(name)
+        if not file.exists():
+            if not self._feedback:
+                hessian = np.diag(np.diagonal(hessian))
+            try:
+                upper = prepare_hessian(hessian, damping=self._damping).upper
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+            np.save(file, upper.astype(np.float32))
+        return self.load(name)
+
+    def load(self, name: str) -> HessianFactor:
+        """A factor that :meth:`of` has computed, read from disk as it is needed."""
+        upper = np.load(self._file(name), mmap_mode="r")
+        return HessianFactor(upper=upper, order=np.arange(len(upper)))
+
+    def _file(self, name: str) -> Path:
+        layer, tap = layer_of(name), INPUT_OF.get(kind_of(name))
+        inputs = name if layer is None or tap is None else hessian_name(layer, tap)
+        return self._directory / f"{inputs}.npy"
