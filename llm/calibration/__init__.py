@@ -1,0 +1,32 @@
+"""What a network needs to know about text before it is compressed: second moments, Fisher information, token counts."""
+
+from .cache import load_or_calibrate
+from .collect import calibrate, check_windows
+from .fingerprint import Fingerprint, fingerprint
+from .head import draw, head_gradient, label_bits
+from .moments import CompensatedSum, gram, sum_of_squares, zero_sum
+from .sequential import QuantizedPrefix
+from .statistics import Statistics, rotate_statistics, sandwich, statistic_shapes
+from .storage import load_statistics, save_statistics
+
+__all__ = [
+    "CompensatedSum",
+    "Fingerprint",
+    "QuantizedPrefix",
+    "Statistics",
+    "calibrate",
+    "check_windows",
+    "draw",
+    "fingerprint",
+    "gram",
+    "head_gradient",
+    "label_bits",
+    "load_or_calibrate",
+    "load_statistics",
+    "rotate_statistics",
+    "sandwich",
+    "save_statistics",
+    "statistic_shapes",
+    "sum_of_squares",
+    "zero_sum",
+]

@@ -1,0 +1,85 @@
+"""Calibration: text and a network in, statistics out."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from ..config import ModelConfig
+from ..errors import OccError
+from ..folding import fold_norms
+from ..weights import Weights
+from .fingerprint import fingerprint
+from .statistics import Statistics
+from .storage import load_statistics, statistics_writer
+from .sweep import BATCH_TOKENS, Progress, Sweep, Write
+
+
+def calibrate(
+    config: ModelConfig,
+    weights: Weights,
+    windows: Int[np.ndarray, "windows length"],
+    *,
+    key: jax.Array,
+    path: Path | None = None,
+    fisher: bool = True,
+    batch_tokens: int = BATCH_TOKENS,
+    dtype: Any = np.float32,
+    force: bool = False,
+    progress: Progress = lambda steps: steps,
+) -> Statistics:
+    r"""Collect the :class:`Statistics` of a network on some text, in original coordinates with the norms folded.
+
+    The number of floating-point operations is about three forward passes and the products :math:`X^\top X`; no
+    gradient of a weight is formed. Batches change the result by rounding only.
+
+    Args:
+        config: architecture.
+        weights: tensors under Hugging Face names, read one block at a time, twice.
+        windows: tokens, one window per row.
+        key: seed of the labels.
+        path: write the statistics to this file as they are finished and read them lazily from there; ``None`` keeps
+            them in memory.
+        fisher: collect the output Fisher too. Without it there is no way back, which is three times faster.
+        batch_tokens: tokens that go through a block at a time (at least one window does).
+        dtype: of all computations and sums.
+        force: replace the file at ``path``.
+        progress: wraps the steps to show how far the work has come.
+
+    Raises:
+        OccError: tokens that the model does not know, activations that are not finite, or ``path`` cannot be written.
+
+    References:
+        Martens & Grosse, Optimizing neural networks with Kronecker-factored approximate curvature, arXiv 1503.05671,
+        section 2 (the true Fisher, with labels from the model) and 3.
+    """
+    check_windows(config, windows)
+    network = fold_norms(config, weights)
+    print_ = fingerprint(config, network, windows, key=key, fisher=fisher, dtype=dtype)
+    about: dict[str, Any] = {"config": config, "num_tokens": int(windows.size), "fingerprint": print_}
+    tensors: dict[str, np.ndarray] = {}
+    with contextlib.ExitStack() as stack:
+        write: Write = tensors.__setitem__
+        if path is not None:
+            write = stack.enter_context(statistics_writer(path, **about, fisher=fisher, dtype=dtype, force=force))
+        sweep = Sweep(config, network, windows, write, key=key, batch_tokens=batch_tokens, dtype=dtype)
+        (sweep.there_and_back if fisher else sweep.there)(progress)
+    return Statistics(**about, tensors=tensors) if path is None else load_statistics(path)
+
+
+def check_windows(config: ModelConfig, windows: Int[np.ndarray, "windows length"]) -> None:
+    """Refuse text that cannot be calibrated on.
+
+    Raises:
+        OccError: there are no tokens, or some are not in the model's vocabulary.
+    """
+    if windows.size == 0:
+        raise OccError("the calibration text has no tokens: give a longer text, or shorter windows")
+    if windows.min() < 0 or windows.max() >= config.vocab_size:
+        raise OccError(
+            f"the calibration text has token {windows.max()} but the model knows {config.vocab_size}: "
+            "tokenize it with the model's own tokenizer"
+        )

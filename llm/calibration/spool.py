@@ -1,0 +1,54 @@
+"""A stack of arrays that overflows to disk: where the inputs of all blocks wait for the way back."""
+
+import tempfile
+from typing import final
+
+import numpy as np
+
+IN_MEMORY_BYTES = 256 * 2**20
+"""Up to here the stack stays in memory."""
+
+
+@final
+class Spool:
+    """Last in, first out; arrays beyond :data:`IN_MEMORY_BYTES` in all go to a temporary file without a name.
+
+    The forward pass pushes the input of every block, the backward pass pops them: memory does not grow with
+    the depth of the network.
+
+    Example:
+        >>> with Spool() as spool:
+        ...     spool.push(np.arange(3)), spool.push(np.ones((1, 2)))
+        ...     print(spool.pop(), spool.pop())
+        (None, None)
+        [[1. 1.]] [0 1 2]
+    """
+
+    def __init__(self):
+        self._file = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY_BYTES)  # noqa: SIM115
+        self._entries: list[tuple[int, tuple[int, ...], np.dtype]] = []
+
+    def __enter__(self) -> "Spool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def push(self, array: np.ndarray) -> None:
+        """Put an array on top."""
+        self._entries.append((self._file.tell(), array.shape, array.dtype))
+        self._file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+    def pop(self) -> np.ndarray:
+        """Take the top array off."""
+        start, shape, dtype = self._entries.pop()
+        array = np.empty(shape, dtype)
+        self._file.seek(start)
+        got = self._file.readinto(array.reshape(-1).view(np.uint8).data)
+        self._file.seek(start)
+        if got != array.nbytes:
+            raise OSError(f"a temporary file was cut off after {got} of {array.nbytes} bytes")
+        return array

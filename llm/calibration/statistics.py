@@ -1,0 +1,230 @@
+r"""What calibration knows about a network: second moments of inputs, Fisher information of outputs, counts of tokens.
+
+All averages are per token. With :math:`L` the sum over the positions of a window of :math:`-\log p(\text{label})`,
+labels drawn from the model itself, an error :math:`E` of the matrix of a linear layer :math:`y = W x` costs, to second
+order and if inputs and output gradients are independent,
+
+.. math::
+
+    D_{KL} \approx \tfrac12 \operatorname{tr}(G E H E^\top), \qquad
+    H = \mathbb{E}[x x^\top], \quad G = \mathbb{E}[\nabla_y L \, \nabla_y L^\top]
+
+nats per token. Layers that write a space whose basis may be changed (the residual stream, the values) have all of
+:math:`G`; the others its diagonal :math:`g`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from occ_jax.transforms import Transform, along_axis, blockwise
+
+from ..config import ModelConfig
+from ..coordinates import Coordinates
+from ..roles import EMBEDDING, HEAD, LINEAR_KINDS, kind_of, layer_of, linear_name
+from ..weights import DerivedWeights, Weights
+from .fingerprint import Fingerprint
+
+INPUT_OF: Mapping[str, str] = {
+    "q": "attention_in",
+    "k": "attention_in",
+    "v": "attention_in",
+    "o": "o_in",
+    "gate": "mlp_in",
+    "up": "mlp_in",
+    "down": "down_in",
+}
+"""Kind of a linear layer -> the activations that it reads."""
+
+INPUTS = ("attention_in", "o_in", "mlp_in", "down_in")
+
+FULL_FISHER = frozenset({"v", "o", "down"})
+"""Kinds of linear layers of a block with a full output Fisher matrix; the others have its diagonal."""
+
+HEAD_HESSIAN = "lm_head.hessian"
+TOKEN_COUNTS = "model.embed_tokens.counts"
+
+
+def hessian_name(layer: int, tap: str) -> str:
+    """Name of the second moment of one kind of input.
+
+    Example:
+        >>> hessian_name(3, "o_in")
+        'model.layers.3.o_in.hessian'
+    """
+    return f"model.layers.{layer}.{tap}.hessian"
+
+
+def fisher_name(weight: str) -> str:
+    """Name of the output Fisher of the layer with the given weight.
+
+    Example:
+        >>> fisher_name("model.layers.3.mlp.up_proj.weight")
+        'model.layers.3.mlp.up_proj.fisher'
+    """
+    return weight.removesuffix("weight") + "fisher"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """Second moments and Fisher information of one network on one text, read lazily.
+
+    Attributes:
+        config: architecture of the network.
+        tensors: name -> array (:func:`statistic_shapes`); maybe read from disk at every access.
+        num_tokens: number of positions that were averaged over.
+        fingerprint: what the statistics were collected from.
+    """
+
+    config: ModelConfig
+    tensors: Weights
+    num_tokens: int
+    fingerprint: Fingerprint
+
+    def hessian(self, weight: str) -> Float[np.ndarray, "d_in d_in"]:
+        """Second moment of the inputs of a linear layer or of the head, by the name of its weight.
+
+        A tied head is asked for as ``lm_head.weight``; its inputs carry the gain of the final norm.
+
+        Raises:
+            ValueError: ``weight`` is not a matrix that reads activations.
+        """
+        if weight == HEAD:
+            return self.tensors[HEAD_HESSIAN]
+        tap = INPUT_OF.get(kind_of(weight))
+        if tap is None:
+            raise ValueError(f"{weight} reads no activations: ask for a linear layer of a block or for {HEAD}")
+        return self.tensors[hessian_name(_layer(weight), tap)]
+
+    def fisher(self, weight: str) -> Float[np.ndarray, " d_out"]:
+        """Diagonal Fisher of a layer's outputs (one value for each row of its weight, of the head: each token)."""
+        fisher = self._fisher(weight)
+        return np.diagonal(fisher) if fisher.ndim == 2 else fisher
+
+    def fisher_matrix(self, weight: str) -> Float[np.ndarray, "d_out d_out"]:
+        """Full Fisher of the outputs of ``v_proj``, ``o_proj``, ``down_proj`` or of the embedding.
+
+        Raises:
+            ValueError: only the diagonal was collected.
+        """
+        fisher = self._fisher(weight)
+        if fisher.ndim != 2:
+            raise ValueError(f"only the diagonal Fisher of {weight} was collected: ask for fisher({weight!r})")
+        return fisher
+
+    @property
+    def has_fisher(self) -> bool:
+        """Whether output Fisher information was collected beside the second moments."""
+        return fisher_name(HEAD) in self.tensors
+
+    @property
+    def token_counts(self) -> Int[np.ndarray, " vocab"]:
+        """How often each token occurs in the text; they sum to :attr:`num_tokens`."""
+        return self.tensors[TOKEN_COUNTS]
+
+    def residual_moment(self) -> Float[np.ndarray, "width width"]:
+        """Second moment of the normalised residual stream, averaged over everything in the blocks that reads it."""
+        taps = ("attention_in", "mlp_in")
+        names = [hessian_name(layer, tap) for layer in range(self.config.num_layers) for tap in taps]
+        total = np.zeros((self.config.hidden_size, self.config.hidden_size))
+        for name in names:
+            total += self.tensors[name]
+        return (total / len(names)).astype(np.float32)
+
+    def singular_inputs(self) -> tuple[str, ...]:
+        """Names of the second moments that cannot have full rank, because there were fewer tokens than channels."""
+        shapes = statistic_shapes(self.config, fisher=False)
+        return tuple(n for n, shape in shapes.items() if n.endswith(".hessian") and shape[0] > self.num_tokens)
+
+    def _fisher(self, weight: str) -> np.ndarray:
+        if not self.has_fisher:
+            raise ValueError("these statistics hold no Fisher information: calibrate with fisher=True")
+        if weight not in (EMBEDDING, HEAD) and kind_of(weight) not in LINEAR_KINDS:
+            raise ValueError(f"{weight} is not a matrix: ask for a linear layer, {EMBEDDING} or {HEAD}")
+        return self.tensors[fisher_name(weight)]
+
+
+def statistic_shapes(config: ModelConfig, *, fisher: bool = True) -> dict[str, tuple[int, ...]]:
+    """Name and shape of everything that is collected for a network, in the order of the network.
+
+    Args:
+        config: architecture.
+        fisher: with the output Fisher.
+    """
+    width, hidden, vocab = config.hidden_size, config.intermediate_size, config.vocab_size
+    queries, values = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    inputs = {"attention_in": width, "o_in": queries, "mlp_in": width, "down_in": hidden}
+    outputs = {"q": queries, "k": values, "v": values, "o": width, "gate": hidden, "up": hidden, "down": width}
+    shapes: dict[str, tuple[int, ...]] = {TOKEN_COUNTS: (vocab,)}
+    if fisher:
+        shapes[fisher_name(EMBEDDING)] = (width, width)
+    for layer in range(config.num_layers):
+        shapes |= {hessian_name(layer, tap): (d, d) for tap, d in inputs.items()}
+        if fisher:
+            names = {kind: fisher_name(linear_name(layer, kind)) for kind in outputs}
+            shapes |= {names[kind]: (d, d) if kind in FULL_FISHER else (d,) for kind, d in outputs.items()}
+    shapes[HEAD_HESSIAN] = (width, width)
+    if fisher:
+        shapes[fisher_name(HEAD)] = (vocab,)
+    return shapes
+
+
+def rotate_statistics(statistics: Statistics, coordinates: Coordinates) -> Statistics:
+    r"""The statistics of the same network in other coordinates, as calibrating it there would give them.
+
+    Every second moment and Fisher matrix of a space with the orthonormal basis change :math:`T` becomes
+    :math:`T H T^\top`. Lazy: nothing is read here. The hidden units' transform is not fused into a network
+    (:class:`~occ_llm.coordinates.Coordinates`), it belongs to the coded ``down_proj``, whose inputs are moved here too.
+
+    Args:
+        statistics: in original coordinates.
+        coordinates: the basis of every space.
+
+    Raises:
+        ValueError: a transform is not orthonormal.
+    """
+    spaces = _spaces(statistics.config, coordinates)
+    for name, transform in spaces.items():
+        if not transform.is_orthonormal:
+            raise ValueError(f"the transform of the {name} is not orthonormal: statistics follow rotations only")
+    rules: dict[str, Callable[[Weights], np.ndarray]] = {}
+    for name in statistics.tensors:
+        if (space := _space_of(name)) is not None:
+            rules[name] = _sandwiched(name, spaces[space])
+    return dataclasses.replace(statistics, tensors=DerivedWeights(statistics.tensors, rules))
+
+
+def sandwich(transform: Transform, matrix: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d d"]:
+    r""":math:`T M T^\top` of a symmetric matrix, symmetric to the last bit."""
+    moved = along_axis(transform, 0).forward(transform.forward(jnp.asarray(matrix)))
+    return np.asarray((moved + moved.T) / 2)
+
+
+def _spaces(config: ModelConfig, coordinates: Coordinates) -> dict[str, Transform]:
+    per_head = blockwise(coordinates.values, config.head_dim)
+    return {"residual stream": coordinates.residual, "values": per_head, "hidden units": coordinates.hidden}
+
+
+def _space_of(name: str) -> str | None:
+    """The space that both sides of a statistic live in; None for counts and diagonals."""
+    stem, _, quantity = name.rpartition(".")
+    if quantity == "hessian":
+        tap = stem.rpartition(".")[2]
+        return {"o_in": "values", "down_in": "hidden units"}.get(tap, "residual stream")
+    kind = kind_of(stem + ".weight")
+    if quantity == "fisher" and (kind in FULL_FISHER or kind == "embedding"):
+        return "values" if kind == "v" else "residual stream"
+    return None
+
+
+def _sandwiched(name: str, transform: Transform) -> Callable[[Weights], np.ndarray]:
+    return lambda source: sandwich(transform, source[name])
+
+
+def _layer(weight: str) -> int:
+    layer = layer_of(weight)
+    assert layer is not None, weight
+    return layer

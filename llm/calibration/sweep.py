@@ -1,0 +1,191 @@
+r"""One way forward and one way back through the network, layer by layer.
+
+Forward, the windows go through one block after the other and the input of every block is put aside
+(:class:`~occ_llm.calibration.spool.Spool`). At the end labels are drawn from the model's predictions. On the way back
+every block is computed once more from its input, its statistics are finished, and they leave memory: at any time one
+block's weights, one block's statistics and a few arrays of the size of the text's residual stream are held.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+
+from ..config import ModelConfig
+from ..errors import OccError
+from ..model import block_params, layer_windows
+from ..roles import EMBEDDING, FINAL_NORM, HEAD, LINEAR_KINDS, linear_name
+from ..weights import Weights
+from . import blocks
+from .blocks import Residual, Sums
+from .head import label_bits
+from .moments import CompensatedSum
+from .spool import Spool
+from .statistics import HEAD_HESSIAN, INPUTS, TOKEN_COUNTS, fisher_name, hessian_name, statistic_shapes
+
+Progress = Callable[[Iterable], Iterable]
+"""Wraps an iterable (with a length) and shows how far it has come."""
+
+Write = Callable[[str, np.ndarray], None]
+"""Takes a finished statistic by name."""
+
+BATCH_TOKENS = 4096
+"""Tokens that go through a block at a time: enough for efficient matrix products, and little memory."""
+
+
+@final
+class Sweep:
+    """The residual stream of some windows on its way through a network.
+
+    Args:
+        config: architecture.
+        weights: tensors with folded norms.
+        windows: tokens.
+        write: receives every statistic once, when it is finished.
+        key: seed of the labels.
+        batch_tokens: tokens that go through a block at a time (at least one window does).
+        dtype: of all computations and sums.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        windows: Int[np.ndarray, "windows length"],
+        write: Write,
+        *,
+        key: jax.Array,
+        batch_tokens: int = BATCH_TOKENS,
+        dtype: Any = np.float32,
+    ):
+        self._config, self._weights, self._windows, self._key = config, weights, windows, key
+        self._dtype = np.dtype(dtype)
+        self._shapes = statistic_shapes(config)
+        self._batches = list(batches_of(windows, batch_tokens))
+        self._stream: list[Residual] = []
+        self._write_finished = write
+
+    def there(self, progress: Progress) -> None:
+        """Forward only: second moments of all inputs, and the counts of the tokens."""
+        self._embed()
+        for layer in progress(range(self._config.num_layers)):
+            names = {tap: hessian_name(layer, tap) for tap in INPUTS}
+            sums = self._sums(names)
+            params, window = self._block(layer)
+            for i, x in enumerate(self._stream):
+                sums, self._stream[i] = blocks.observe(self._config, window, params, sums, x)
+            self._write(sums, names)
+        self._require_finite(self._config.num_layers - 1)
+        names = {"hessian": HEAD_HESSIAN}
+        sums, norm = self._sums(names), {"gain": self._tensor(FINAL_NORM)}
+        for x in self._stream:
+            sums = blocks.observe_head(self._config, norm, sums, x)
+        self._write(sums, names)
+
+    def there_and_back(self, progress: Progress) -> None:
+        """Forward, labels, backward: everything that :func:`statistic_shapes` names."""
+        self._embed()
+        depth = self._config.num_layers
+        with Spool() as spool:
+            for step in progress(range(2 * depth + 1)):
+                if step < depth:
+                    self._forward(step, spool)
+                elif step == depth:
+                    self._turn()
+                else:
+                    self._back(2 * depth - step, spool)
+        names = {"fisher": fisher_name(EMBEDDING)}
+        sums = self._sums(names)
+        for gradient in self._stream:
+            sums = blocks.observe_embedding(sums, gradient)
+        self._write(sums, names)
+
+    def _embed(self) -> None:
+        counts = np.bincount(self._windows.ravel(), minlength=self._config.vocab_size)
+        self._write_finished(TOKEN_COUNTS, counts.astype(np.int64))
+        embedding = self._weights[EMBEDDING]
+        self._stream = [jnp.asarray(embedding[self._windows[rows]], self._dtype) for rows in self._batches]
+
+    def _forward(self, layer: int, spool: Spool) -> None:
+        """Put the input of a block aside and go through it."""
+        params, window = self._block(layer)
+        for i, x in enumerate(self._stream):
+            spool.push(np.asarray(x))
+            self._stream[i] = blocks.advance(self._config, window, params, x)
+        self._require_finite(layer)
+
+    def _turn(self) -> None:
+        """From the output of the last block to its gradient."""
+        config = self._config
+        head = self._tensor(EMBEDDING if config.tie_word_embeddings else HEAD)
+        names = {"hessian": HEAD_HESSIAN, "fisher": fisher_name(HEAD)}
+        sums, norm = self._sums(names), {"gain": self._tensor(FINAL_NORM)}
+        for i, (x, rows) in enumerate(zip(self._stream, self._batches, strict=True)):
+            bits = label_bits(self._key, rows.start, count=x.shape[0], length=x.shape[1])
+            sums, self._stream[i] = blocks.differentiate_head(config, norm, head, sums, x, bits)
+        self._write(sums, names)
+
+    def _back(self, layer: int, spool: Spool) -> None:
+        """From the gradient at the output of a block to the one at its input, finishing the block's statistics."""
+        names = {tap: hessian_name(layer, tap) for tap in INPUTS}
+        names |= {kind: fisher_name(linear_name(layer, kind)) for kind in LINEAR_KINDS}
+        sums = self._sums(names)
+        params, window = self._block(layer)
+        for i in reversed(range(len(self._stream))):
+            x = jnp.asarray(spool.pop())
+            sums, self._stream[i] = blocks.differentiate(self._config, window, params, sums, x, self._stream[i])
+        self._write(sums, names)
+
+    def _block(self, layer: int) -> tuple[dict[str, Any], blocks.Window]:
+        windows = layer_windows(self._config, self._windows.shape[1])
+        params = block_params(self._config, self._weights, layer, self._dtype)
+        return jax.tree.map(jnp.asarray, params), None if windows is None else windows[layer]
+
+    def _tensor(self, name: str) -> jax.Array:
+        return jnp.asarray(self._weights[name], self._dtype)
+
+    def _sums(self, names: Mapping[str, str]) -> Sums:
+        return blocks.empty_sums({short: self._shapes[name] for short, name in names.items()}, self._dtype)
+
+    def _write(self, sums: Sums, names: Mapping[str, str]) -> None:
+        for short, name in names.items():
+            self._write_finished(name, finished(sums[short], self._windows.size, name))
+
+    def _require_finite(self, layer: int) -> None:
+        if not all(bool(jnp.isfinite(x).all()) for x in self._stream):
+            raise OccError(
+                f"layer {layer}: the activations of the calibration text are not finite; they overflow {self._dtype}, "
+                "so check that the checkpoint is intact"
+            )
+
+
+def finished(sums: CompensatedSum, count: int, name: str) -> np.ndarray:
+    """Mean of a sum over ``count`` tokens; of matrices, symmetric to the last bit.
+
+    Raises:
+        OccError: it has a NaN or an infinity.
+    """
+    statistic = sums.mean(count)
+    if not np.isfinite(statistic).all():
+        raise OccError(
+            f"{name}: the statistics of the calibration text are not finite; the activations of this model overflow "
+            f"{statistic.dtype}, so check that the checkpoint is intact"
+        )
+    return (statistic + statistic.T) / 2 if statistic.ndim == 2 else statistic
+
+
+def batches_of(windows: Int[np.ndarray, "windows length"], batch_tokens: int) -> Iterator[slice]:
+    """Rows of each batch: as few batches as ``batch_tokens`` allows, their sizes differing by one window at most.
+
+    Example:
+        >>> [(b.start, b.stop) for b in batches_of(np.zeros((7, 10), np.int32), 30)]
+        [(0, 3), (3, 5), (5, 7)]
+    """
+    count, length = windows.shape
+    number = -(-count // max(1, batch_tokens // length))
+    ends = np.cumsum([count // number + (i < count % number) for i in range(number)])
+    for begin, end in zip((0, *ends), ends):
+        yield slice(int(begin), int(end))
