@@ -44,8 +44,9 @@ PAGES: Mapping[str, Words] = {
     "README.md": Words(
         columns=("coordinates", "bits per linear weight", "file bytes", "perplexity", "KL ± standard error"),
         caption=(
-            "`{model}` on `{text}`, {windows} windows of 2048 tokens; the uncompressed model has perplexity "
-            "{reference:.3f}. KL in nats per token. Made by `{command}`."
+            "`{model}`, evaluated on {windows} windows of {window} tokens ({text}) and calibrated on other text "
+            "({calibration}). The uncompressed model has perplexity {reference:.3f}; KL is in nats per token. "
+            "Made by `{command}`."
         ),
         figure="KL divergence against file size",
         absent="No results are recorded yet: `{command}` measures them.",
@@ -53,8 +54,9 @@ PAGES: Mapping[str, Words] = {
     "README.ko.md": Words(
         columns=("좌표계", "선형 가중치당 비트", "파일 바이트", "퍼플렉시티", "KL ± 표준오차"),
         caption=(
-            "모델 `{model}`, 텍스트 `{text}`, 2048 토큰 창 {windows}개. 압축하지 않은 모델의 퍼플렉시티는 "
-            "{reference:.3f}입니다. KL은 토큰당 nat이며, `{command}`로 만든 결과입니다."
+            "모델은 `{model}`입니다. {window} 토큰 창 {windows}개({text})로 평가했고, 보정에는 다른 텍스트"
+            "({calibration})를 썼습니다. 압축하지 않은 모델의 퍼플렉시티는 {reference:.3f}이며, KL의 단위는 토큰당 "
+            "nat입니다. `{command}`로 얻은 결과입니다."
         ),
         figure="파일 크기에 따른 KL 발산",
         absent="아직 기록된 결과가 없습니다. `{command}`로 측정할 수 있습니다.",
@@ -76,6 +78,8 @@ def read_results(path: Path) -> dict[str, Any]:
         raise ResultsError(f"{path} is not JSON ({error}); run `{COMMAND}` again") from None
     try:
         results["text"] = PurePath(results["text"]).name
+        if not isinstance(results["model"], str):
+            raise TypeError(results["model"])
         render(results, PAGES["README.md"])
     except (KeyError, TypeError, ValueError) as error:
         raise ResultsError(f"{path} lacks a field or has a wrong one ({error!r}); run `{COMMAND}` again") from None
@@ -91,7 +95,9 @@ def render(results: Mapping[str, Any] | None, words: Words) -> str:
     caption = words.caption.format(
         model=results["model"],
         text=results["text"],
+        calibration=results["calibration"],
         windows=results["windows"],
+        window=results["window"],
         reference=results["reference_perplexity"],
         command=COMMAND,
     )

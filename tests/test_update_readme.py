@@ -52,7 +52,9 @@ def results():
     return {
         "model": "small",
         "text": "text.txt",
+        "calibration": "another text",
         "windows": 3,
+        "window": 512,
         "reference_perplexity": 9.8765,
         "rows": [row("identity", 3.0), row("hadamard", 3.5, file_bytes=1234567)],
     }
@@ -86,6 +88,8 @@ def test_update_writes_every_page_and_keeps_the_rest(project):
         assert "| identity | 3.000 | 30,000,000 | 10.000 | 0.3333 ± 0.0100 |" in page
         assert "| hadamard | 3.500 | 1,234,567 |" in page
         assert "9.877" in page
+        assert "another text" in page
+        assert "512" in page
         assert "(docs/results/rate_distortion.svg)" in page
 
 
@@ -160,18 +164,29 @@ def test_a_missing_run_is_one_clear_sentence(project, monkeypatch, capsys):
     assert (project / "README.md").read_bytes() == before
 
 
+@pytest.mark.parametrize("broken", ["{", "[]", "{}", "null"])
+def test_a_file_that_holds_no_results_changes_nothing(project, broken):
+    refuses(project, broken, "is not JSON|lacks a field")
+
+
 @pytest.mark.parametrize(
-    ("broken", "message"),
-    [
-        ("{", "is not JSON"),
-        ("[]", "lacks a field"),
-        ('{"model": "small", "text": "t", "windows": 1, "reference_perplexity": 2.0}', "rows"),
-        ('{"model": "small", "text": "t", "windows": 1, "reference_perplexity": 2.0, "rows": []}', "has no rows"),
-        ('{"model": "small", "text": "t", "windows": 1, "reference_perplexity": 2.0, "rows": [{}]}', "lacks a field"),
-    ],
+    "change",
+    [{"rows": []}, {"rows": [{}]}, {"rows": None}, {"reference_perplexity": "low"}, {"model": None}, {"text": 3}],
+    ids=str,
 )
-def test_broken_results_change_nothing(project, broken, message):
-    write_run(project, broken)
+def test_wrong_fields_change_nothing(project, results, change):
+    refuses(project, {**results, **change}, "lacks a field|has no rows")
+
+
+@pytest.mark.parametrize("field", ["model", "text", "calibration", "windows", "window", "reference_perplexity", "rows"])
+def test_missing_fields_change_nothing(project, results, field):
+    del results[field]
+    refuses(project, results, f"lacks a field.*{field}")
+
+
+def refuses(project: Path, run: dict | str, message: str) -> None:
+    """Updating from ``run`` fails with one sentence and leaves everything as it was."""
+    write_run(project, run)
     before = (project / "README.md").read_bytes()
     with pytest.raises(script.ResultsError, match=message):
         script.update(project)
