@@ -16,6 +16,8 @@ References:
     Marcellin, On entropy-constrained trellis coded quantization, IEEE Trans. Communications, 1994.
 """
 
+from typing import TypeVar
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int, Int8, Int32
@@ -108,7 +110,7 @@ def search_tables(codebook: Codebook) -> SearchTables:
     )
 
 
-_Integers = Int[Array, "..."] | Int[np.ndarray, "..."]
+_Integers = TypeVar("_Integers", Array, np.ndarray)
 
 
 def table_index(q: _Integers, classes: _Integers, num_states: int) -> _Integers:

@@ -1,6 +1,6 @@
 """Rows are independent: run a function of rows on several devices, without communication."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,8 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+Devices = tuple[jax.Device, ...] | None
+"""Devices that share the rows; None for wherever the arrays are."""
 
-def over_rows(function: Callable[[Any, Any], Any], devices: Sequence[jax.Device] | None) -> Callable[[Any, Any], Any]:
+
+def over_rows(function: Callable[[Any, Any], Any], devices: Devices) -> Callable[[Any, Any], Any]:
     """Split the rows of the first argument over ``devices``; the second argument goes to all of them.
 
     ``function(rows, shared)`` maps arrays with a leading axis of rows to arrays with that axis. Rows that fill up the
@@ -20,9 +23,7 @@ def over_rows(function: Callable[[Any, Any], Any], devices: Sequence[jax.Device]
         return function
     rows_axis, everywhere = PartitionSpec("rows"), PartitionSpec()
     mesh = Mesh(np.array(devices), ("rows",))
-    split = jax.shard_map(
-        function, mesh=mesh, in_specs=(rows_axis, everywhere), out_specs=rows_axis, check_vma=False
-    )
+    split = jax.shard_map(function, mesh=mesh, in_specs=(rows_axis, everywhere), out_specs=rows_axis, check_vma=False)
 
     def run(rows, shared):
         count = jax.tree.leaves(rows)[0].shape[0]

@@ -22,6 +22,7 @@ from occ_jax.quantization.codebook import (
     gather_statistics,
     search_tables,
 )
+from occ_jax.quantization.row_parallel import Devices
 from occ_jax.quantization.ungerboeck import check_num_states, num_parities
 from occ_jax.quantization.viterbi import search
 
@@ -57,7 +58,7 @@ def fit(
     num_iterations: int = 6,
     precision: int = 12,
     start: Codebook | None = None,
-    devices: tuple[jax.Device, ...] | None = None,
+    devices: Devices = None,
 ) -> tuple[Codebook, Int32[Array, "rows length"]]:
     """Alternate between the best paths for a codebook and the best codebook for the paths.
 

@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int32, UInt8
 
 from occ_jax.quantization.base import to_index
 from occ_jax.quantization.codebook import SearchTables, symbol, table_index
-from occ_jax.quantization.row_parallel import over_rows
+from occ_jax.quantization.row_parallel import Devices, over_rows
 from occ_jax.quantization.ungerboeck import PARITY_CHECKS, check_num_states, predecessors
 
 _CACHED_METRICS = 1 << 15
@@ -42,7 +42,8 @@ def best_in_subset(
 ) -> tuple[Float32[Array, "..."], Int32[Array, "..."], Float32[Array, "..."]]:
     """Cost, index and reconstruction error of the best member of ``subset`` (an index modulo 4) for each value."""
     modulus = 1 if num_states == 1 else 4
-    near = subset + modulus * to_index(jnp.round((t - subset) * (1 / modulus)))
+    subset = jnp.asarray(subset, jnp.int32)
+    near = subset + modulus * to_index(jnp.round((t - subset.astype(t.dtype)) * (1 / modulus)))
     inner = near - jnp.where(near > 0, modulus, -modulus)
     width = tables.bits.shape[1]
 
@@ -136,7 +137,7 @@ def search(
     *,
     num_states: int,
     lmbda: Float[Array, ""] | float,
-    devices: tuple[jax.Device, ...] | None = None,
+    devices: Devices = None,
 ) -> Int32[Array, "rows length"]:
     """Indices of the best path for each row; every row starts in state 0 and ends in any state.
 
@@ -151,7 +152,9 @@ def search(
     check_num_states(num_states)
 
     def run(rows, shared):
-        return _search_in_chunks(*rows, *shared, num_states)
+        t, classes = rows
+        tables, lmbda = shared
+        return _search_in_chunks(t, classes, tables, lmbda, num_states)
 
     rows = (t.astype(jnp.float32), classes)
     return over_rows(run, devices)(rows, (tables, jnp.asarray(lmbda, jnp.float32)))

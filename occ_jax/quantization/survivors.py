@@ -1,0 +1,212 @@
+r"""Successive feedback inside the trellis: per-survivor processing, for many rows at once.
+
+In units of the steps, quantizing column :math:`j` leaves a residual :math:`r_j = t_j - \hat t_j`, and feedback moves
+the columns after it,
+
+.. math::
+
+    t_k \leftarrow t_k - r_j C_{jk}, \qquad
+    \text{cost} = \sum_j m_j r_j^2 + \lambda \, \mathrm{bits}(q_j)
+
+A path of the trellis therefore changes the values that it will meet, and every state keeps its own copy of them. What
+this costs is decided by three distances:
+
+* inside a block of a few columns the copies move with the survivors from state to state, at every column;
+* the last few blocks are not decided yet: each survivor's residuals in them move once for each block, and act on
+  the values of the next block by a matrix product;
+* blocks further back are decided. By then all survivors agree on them but for rare exceptions, which are dropped. They
+  act by one matrix product for all survivors.
+
+References:
+    Raheli, Polydoros & Tzou, Per-survivor processing: a general approach to MLSE in uncertain environments, IEEE
+    Trans. Communications, 1995.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float32, Int32
+
+from occ_jax.quantization.codebook import SearchTables
+from occ_jax.quantization.ungerboeck import num_parities, predecessors
+from occ_jax.quantization.viterbi import best_in_subset
+
+
+class Columns(NamedTuple):
+    """What is known of the columns.
+
+    Attributes:
+        coupling: :math:`C`, strictly upper triangular, below as many rows of zeros as there are undecided columns.
+        weight: :math:`m`; zero for columns that only fill up the last block.
+        level: scale level of each column.
+    """
+
+    coupling: Float32[Array, "padded columns"]
+    weight: Float32[Array, " columns"]
+    level: Int32[Array, " columns"]
+
+
+class Window(NamedTuple):
+    """The blocks that are not decided, oldest first in ``residual`` and ``end``.
+
+    Attributes:
+        residual: residuals of each survivor.
+        end: state in which each survivor ended each block.
+        decision: bits that led to each state, from each block's own search; a ring, block ``i`` in slot ``i % blocks``.
+        q: indices that led to each state; likewise.
+    """
+
+    residual: Float32[Array, "blocks block states rows"]
+    end: Int32[Array, "blocks states rows"]
+    decision: Int32[Array, "blocks block states rows"]
+    q: Int32[Array, "blocks block states rows"]
+
+
+def _at_state(x: Array, state: Int32[Array, "states rows"]) -> Array:
+    """``x[..., state[s, n], n]`` for every entry of ``state``."""
+    num_rows = x.shape[-1]
+    flat = x.reshape(*x.shape[:-2], -1)
+    return flat.at[..., state * num_rows + jnp.arange(num_rows, dtype=jnp.int32)[None, :]].get(mode="clip")
+
+
+def _extend(
+    num_states: int, tables: SearchTables, lmbda: Array, class_of: Callable[[Array], Array]
+) -> Callable[[Any, Any], Any]:
+    """The step from one column to the next, for ``lax.scan``."""
+    before = predecessors(num_states)
+    parity = jnp.arange(num_states, dtype=jnp.int32)[:, None] % num_parities(num_states)
+
+    def branches(metric, t, weight, level) -> Iterator[tuple[Array, Array, Array]]:
+        classes = class_of(level)[None, :]
+        rate = lmbda / jnp.where(weight > 0, weight, jnp.inf)  # columns that only fill up cost nothing
+        for bit in range(1 if num_states == 1 else 2):
+            cost, q, residual = best_in_subset(t, 2 * bit + parity, classes, tables, rate, num_states)
+            yield metric + weight * cost, q, residual
+
+    def extend(carry, column):
+        metric, origin, values = carry
+        index, coupling, weight, level = column
+        t = lax.dynamic_index_in_dim(values, index, keepdims=False)
+        zero, *one = branches(metric, t, weight, level)
+        if num_states == 1:
+            (metric, q, residual), decision = zero, jnp.zeros_like(origin)
+        else:
+            from_zero, from_one = zero[0][before[:, 0]], one[0][0][before[:, 1]]
+            decision = (from_one < from_zero).astype(jnp.int32)
+
+            def survive(of_zero, of_one):
+                chosen = jnp.broadcast_to(decision == 1, of_zero.shape)
+                return jnp.where(chosen, of_one[..., before[:, 1], :], of_zero[..., before[:, 0], :])
+
+            metric = jnp.minimum(from_zero, from_one)
+            q, residual = survive(zero[1], one[0][1]), survive(zero[2], one[0][2])
+            origin, values = survive(origin, origin), survive(values, values)
+        values = values - coupling[:, None, None] * residual[None]
+        values = lax.dynamic_update_index_in_dim(values, residual, index, axis=0)
+        return (metric, origin, values), (decision, q)
+
+    return extend
+
+
+def _trace(decision: Array, q: Array, state: Int32[Array, " rows"], num_states: int) -> Int32[Array, "block rows"]:
+    """Indices of a block along the path that ends in ``state``."""
+    before = jnp.asarray(predecessors(num_states), jnp.int32)
+
+    def back(state, column):
+        decision, q = column
+        bit = _at_state(decision, state[None])[0]
+        return before[state, bit], _at_state(q, state[None])[0]
+
+    return lax.scan(back, state, (decision, q), reverse=True)[1]
+
+
+def search_rows(
+    t: Float32[Array, "columns rows"],
+    row_level: Int32[Array, " rows"],
+    columns: Columns,
+    tables: SearchTables,
+    lmbda: Float32[Array, ""],
+    *,
+    num_states: int,
+    block: int,
+    delay: int,
+    class_shift: int,
+) -> tuple[Int32[Array, "columns rows"], Float32[Array, "columns rows"]]:
+    """Indices and residuals, in steps, of rows that are searched together.
+
+    Args:
+        t: values, in steps; ``block`` divides their number.
+        row_level: scale level of each row.
+        columns: what is known of the columns.
+        tables: the codebook.
+        lmbda: squared steps that one bit is worth.
+        num_states: states of the trellis.
+        block: columns in a block.
+        delay: blocks that stay undecided.
+        class_shift: ``shift`` of the scale classes.
+    """
+    num_columns, num_rows = t.shape
+    num_classes = tables.bits.shape[0] // num_parities(num_states)
+
+    def class_of(level):
+        return jnp.clip((row_level + level) >> class_shift, 0, num_classes - 1)
+
+    extend = _extend(num_states, tables, lmbda, class_of)
+    states = jnp.broadcast_to(jnp.arange(num_states, dtype=jnp.int32)[:, None], (num_states, num_rows))
+
+    def visit(carry, first):
+        metric, window, residuals, q = carry
+        coupling = lax.dynamic_slice_in_dim(columns.coupling, first, block, axis=1)
+        near = lax.dynamic_slice_in_dim(coupling, first, delay * block).reshape(delay, block, block)
+        inside = lax.dynamic_slice_in_dim(coupling, first + delay * block, block)
+        values = lax.dynamic_slice_in_dim(t, first, block) - coupling[:num_columns].T @ residuals
+        values = values[:, None, :] - jnp.tensordot(near, window.residual, axes=((0, 1), (0, 1)))
+        of_block = (lax.dynamic_slice_in_dim(x, first, block) for x in (columns.weight, columns.level))
+        index = jnp.arange(block, dtype=jnp.int32)
+        carry, (decision, of_state) = lax.scan(extend, (metric, states, values), (index, inside, *of_block))
+        metric, origin, residual = carry
+
+        moved, end = _at_state(window.residual, origin), _at_state(window.end, origin)
+        best = jnp.argmin(metric, axis=0).astype(jnp.int32)[None]
+        oldest = _at_state(end[0], best)
+        metric = jnp.where(end[0] == oldest, metric - metric.min(axis=0, keepdims=True), jnp.inf)
+        slot = (first // block) % delay
+        path = [lax.dynamic_index_in_dim(x, slot, keepdims=False) for x in (window.decision, window.q)]
+        residuals = lax.dynamic_update_slice_in_dim(residuals, _at_state(moved[0], best)[:, 0], first, axis=0)
+        q = lax.dynamic_update_slice_in_dim(q, _trace(*path, oldest[0], num_states), first, axis=0)
+        window = Window(
+            jnp.concatenate([moved[1:], residual[None]]),
+            jnp.concatenate([end[1:], states[None]]),
+            lax.dynamic_update_index_in_dim(window.decision, decision, slot, axis=0),
+            lax.dynamic_update_index_in_dim(window.q, of_state, slot, axis=0),
+        )
+        return (metric, window, residuals, q), None
+
+    def zeros(*shape, dtype=jnp.float32):
+        return jnp.zeros((*shape, num_rows), dtype)
+
+    undecided = (delay, block, num_states)
+    start = (
+        jnp.where(states == 0, 0.0, jnp.inf).astype(jnp.float32),
+        Window(
+            zeros(*undecided),
+            zeros(delay, num_states, dtype=jnp.int32),
+            zeros(*undecided, dtype=jnp.int32),
+            zeros(*undecided, dtype=jnp.int32),
+        ),
+        zeros(num_columns),
+        zeros(num_columns, dtype=jnp.int32),
+    )
+    num_blocks = num_columns // block
+    (metric, window, residuals, q), _ = lax.scan(visit, start, block * jnp.arange(num_blocks, dtype=jnp.int32))
+    best = jnp.argmin(metric, axis=0).astype(jnp.int32)[None]
+    all_q, all_residuals = [q], [residuals]
+    for i in range(delay):
+        slot = (num_blocks + i) % delay
+        end = _at_state(window.end[i], best)[0]
+        all_q.append(_trace(window.decision[slot], window.q[slot], end, num_states))
+        all_residuals.append(_at_state(window.residual[i], best)[:, 0])
+    # The first `delay` blocks of both are those before the first column.
+    return tuple(jnp.concatenate(parts)[delay * block :] for parts in (all_q, all_residuals))
