@@ -1,6 +1,6 @@
 """The directory that ``occ compress`` writes, read back as an ordinary checkpoint."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -43,10 +43,10 @@ class CompressedWeights(Weights):
     every tensor once and holds :data:`GROUP_WEIGHTS` weights (or one tensor, if it is larger).
     """
 
-    def __init__(self, container: Container, order: Mapping[str, tuple[int, ...]]):
+    def __init__(self, container: Container, names: tuple[str, ...]):
         self._container = container
-        self._names = tuple(name for name in order if name in container)
-        self._groups = tuple(_groups(container, self._names))
+        self._names = names
+        self._groups = tuple(_groups(container, names))
         self._group_of = {name: index for index, group in enumerate(self._groups) for name in group}
         self._current: tuple[int, dict[str, np.ndarray]] = (-1, {})
 
@@ -86,11 +86,12 @@ def read_compressed_directory(path: Path) -> Checkpoint:
     container = open_container(file)
     expected = stored_shapes(config, basis=BASIS in container)
     check_layout(expected, {name: container.header.tensors[name].shape for name in container}, str(file))
-    weights = DerivedWeights(CompressedWeights(container, expected), _unit_gains(config))
+    tensors = tuple(name for name in expected if name != BASIS)
+    weights = DerivedWeights(CompressedWeights(container, tensors), _unit_gains(config))
     if BASIS in container:
         basis = decode_transform(container[BASIS])
         mix = {HEAD_MIX: lambda source: head_mix(basis, source[FINAL_NORM])}
-        weights = DerivedWeights(weights, mix, without=frozenset({BASIS, FINAL_NORM}))
+        weights = DerivedWeights(weights, mix, without=frozenset({FINAL_NORM}))
     config, weights = dense_network(config, weights)
     return Checkpoint(
         name=path.resolve().name, config=config, weights=weights, tokenizer=tokenizer, tokenizer_files=files, path=path

@@ -1,0 +1,70 @@
+"""What measured rows say together, and their figure."""
+
+import xml.etree.ElementTree as ET
+
+import pytest
+from occ_llm.figures import rate_distortion_figure
+from occ_llm.results import Row, best_series, bytes_at_kl
+
+
+def row(coordinates, file_bytes, kl, **changes):
+    fields = dict(
+        coordinates=coordinates,
+        quantizer="scalar",
+        feedback=True,
+        linear_bits_per_weight=3.0,
+        file_bytes=file_bytes,
+        perplexity=20.0,
+        kl_mean=kl,
+        kl_se=0.01 * kl,
+        seconds=1.0,
+    )
+    return Row(**(fields | changes))
+
+
+CURVE = [row("identity", 100, 0.4), row("identity", 200, 0.1), row("identity", 300, 0.025)]
+
+
+def test_bytes_at_kl_is_linear_in_log_kl():
+    assert bytes_at_kl(CURVE, 0.1) == pytest.approx(200)
+    assert bytes_at_kl(CURVE, 0.2) == pytest.approx(150)
+    assert bytes_at_kl(CURVE[::-1], 0.05) == pytest.approx(250)
+
+
+def test_nothing_is_extrapolated():
+    assert bytes_at_kl(CURVE, 0.5) is None
+    assert bytes_at_kl(CURVE, 0.01) is None
+    assert bytes_at_kl([], 0.1) is None
+
+
+def test_best_series_names_the_saving():
+    larger = [row("hadamard", int(1.25 * r.file_bytes), r.kl_mean) for r in CURVE]
+    assert best_series(CURVE + larger) == (
+        "identity, scalar with feedback is smallest, 20.0 % below hadamard, scalar with feedback (KL 0.1)"
+    )
+
+
+def test_best_series_needs_something_to_compare():
+    assert best_series(CURVE) == "KL divergence against file size"
+    assert best_series([*CURVE, row("klt", 100, 9.0)]) == "KL divergence against file size"
+
+
+def test_series_tells_quantizers_apart():
+    assert row("dct", 1, 1.0, quantizer="trellis 8", feedback=False).series == "dct, trellis 8"
+
+
+def test_figure_is_the_same_every_time_and_says_what_it_shows(tmp_path):
+    rows = CURVE + [row("hadamard", int(1.1 * r.file_bytes), r.kl_mean) for r in CURVE]
+    for name in ("a.svg", "b.svg"):
+        rate_distortion_figure(rows, tmp_path / name, model="toy")
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    text = " ".join(ET.parse(tmp_path / "a.svg").getroot().itertext())
+    for words in ("toy: identity", "file size (MB", "nats per token", "hadamard, scalar with feedback"):
+        assert words in text
+    rate_distortion_figure(rows, tmp_path / "c.png", model="toy")
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_figures_do_not_need_positive_errors(tmp_path):
+    rate_distortion_figure([row("identity", 1000, 0.1, kl_se=0.0)], tmp_path / "a.svg", model="toy")
+    assert (tmp_path / "a.svg").stat().st_size > 1000
