@@ -18,6 +18,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+
 from occ_jax._pytree import pytree_dataclass
 from occ_jax.transforms import DCT, Identity, Transform, along_axis, blockwise, klt, random_hadamard, random_rotation
 
@@ -119,7 +120,9 @@ def dense_network(config: ModelConfig, weights: Weights) -> tuple[ModelConfig, W
         HEAD: lambda source: source[EMBEDDING] @ source[HEAD_MIX],
         FINAL_NORM: lambda source: np.ones(config.hidden_size, source[HEAD_MIX].dtype),
     }
-    return dataclasses.replace(config, tie_word_embeddings=False), DerivedWeights(weights, rules, without=frozenset({HEAD_MIX}))
+    return dataclasses.replace(config, tie_word_embeddings=False), DerivedWeights(
+        weights, rules, without=frozenset({HEAD_MIX})
+    )
 
 
 def _moves(config: ModelConfig, name: str, coordinates: Coordinates) -> tuple[Transform, ...]:

@@ -1,4 +1,4 @@
-"""Which tensor of a Llama-family model reads, and which writes, which space: the map that every reparameterisation follows.
+"""Which tensor of a Llama-family model reads, and which writes, which space: the map of every reparameterisation.
 
 The network has one **residual** space of width ``hidden_size`` through which everything communicates. A linear layer
 *reads* a space with its columns and *writes* one with its rows:

@@ -48,9 +48,7 @@ class Demo:
             raise OccError(f"{self.out}: holds a demo already; choose another --out, or pass --force to replace it")
         checkpoint = _open(self.model, terminal)
         window = self.window or min(2048, checkpoint.config.max_position)
-        windows = cut_windows(
-            python_text("heldout"), checkpoint.tokenizer, window=window, max_windows=self.max_windows
-        )
+        windows = cut_windows(python_text("heldout"), checkpoint.tokenizer, window=window, max_windows=self.max_windows)
         calibration = CalibrationText(calibration_window=min(1024, window))
         statistics = calibration.statistics(checkpoint, terminal, seed=0)
         reference = Reference(LanguageModel.from_weights(checkpoint.config, checkpoint.weights))

@@ -47,9 +47,7 @@ class Evaluate:
             require_same_tokens(checkpoint, original)
             reference = Reference(LanguageModel.from_weights(original.config, original.weights), keep=False)
         model = LanguageModel.from_weights(checkpoint.config, checkpoint.weights)
-        quality = evaluate(
-            model, windows, reference=reference, progress=lambda rows: terminal.track(rows, "windows")
-        )
+        quality = evaluate(model, windows, reference=reference, progress=lambda rows: terminal.track(rows, "windows"))
         show_quality(terminal, self.model, quality)
         terminal.result(quality)
 
@@ -60,8 +58,13 @@ def require_same_tokens(model: Checkpoint, reference: Checkpoint) -> None:
     Raises:
         OccError: the two models number their tokens differently.
     """
-    if model.config.vocab_size != reference.config.vocab_size or model.tokenizer.get_vocab() != reference.tokenizer.get_vocab():
-        raise OccError(f"{model.name} and {reference.name} have different tokens; compare a model with its own original")
+    if (
+        model.config.vocab_size != reference.config.vocab_size
+        or model.tokenizer.get_vocab() != reference.tokenizer.get_vocab()
+    ):
+        raise OccError(
+            f"{model.name} and {reference.name} have different tokens; compare a model with its own original"
+        )
 
 
 def show_quality(terminal: Terminal, name: str, quality: Quality) -> None:

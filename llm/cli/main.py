@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 
 import tyro
+
 from occ_jax.codec import FormatError
 
 from ..errors import OccError

@@ -15,7 +15,7 @@ _T = TypeVar("_T")
 
 
 class Terminal:
-    """Progress bars and tables for a person; with ``json_only``, one JSON object on standard output instead of tables."""
+    """Progress bars and tables for a person; with ``json_only``, one JSON object on standard output instead."""
 
     def __init__(self, *, json_only: bool = False):
         self.json_only = json_only
@@ -74,5 +74,3 @@ def _cell(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-
-

@@ -2,18 +2,19 @@
 
 Rows are independent of each other given the Hessian, so quantizing some of them (with feedback, in full width)
 tells what all of them cost. Their code lengths by scale class make one curve of rate against step for any set of
-matrices; their symbols make the tables of the file. Two or three such probes settle the step to a fraction of a percent.
+matrices; their symbols make the tables of the file. Two or three such probes settle the step.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import cached_property
 
 import jax
 import numpy as np
 from jaxtyping import Float
 
 from occ_jax.entropy.tables import cost_bits
-from occ_jax.quantization.codebook import Codebook, Statistics, estimate
+from occ_jax.quantization.codebook import Codebook, SearchTables, Statistics, estimate, search_tables
 from occ_jax.quantization.scales import NUM_CLASSES, class_sigmas
 from occ_jax.quantization.trellis import gaussian_codebook, gaussian_statistics
 from occ_jax.quantization.ungerboeck import num_parities
@@ -31,6 +32,11 @@ class Allocation:
 
     step: float
     codebook: Codebook
+
+    @cached_property
+    def tables(self) -> SearchTables:
+        """The codebook, unfolded once for the search."""
+        return search_tables(self.codebook)
 
 
 Probe = Callable[[float, Codebook], Statistics]
@@ -105,7 +111,7 @@ def mean_class_bits(
 
 
 def refined_codebook(statistics: Statistics, num_states: int) -> Codebook:
-    """Codebook of measured symbols, with the expectation for Gaussian classes mixed in at the weight of a few samples."""
+    """Codebook of measured symbols, with the expectation for Gaussian classes mixed in at a small weight."""
     prior = gaussian_statistics(class_sigmas(), num_states)
     seen = statistics.counts.reshape(NUM_CLASSES, -1).sum(1) > 0
     weight = np.repeat(4.0 * seen, num_parities(num_states))[:, None]
@@ -114,7 +120,7 @@ def refined_codebook(statistics: Statistics, num_states: int) -> Codebook:
 
 
 def probe_rows(num_rows: int, num_cols: int, *, share: int = 8, smallest: int = 32, largest: int = 1 << 20) -> slice:
-    """Evenly spaced rows: one in ``share``, but at least ``smallest``, and at most ``largest`` coefficients of a matrix.
+    """Evenly spaced rows: one in ``share``, at least ``smallest``, and at most ``largest`` coefficients in all.
 
     Example:
         >>> probe_rows(576, 576), probe_rows(49152, 576), probe_rows(20, 64)

@@ -19,8 +19,8 @@ tags: [compression, quantization]
 | quantizer | {quantizer}{feedback}, entropy-coded |
 | calibrated on | {text} |
 
-Read it with `occ generate DIRECTORY --prompt ...`, measure it with `occ evaluate DIRECTORY --text FILE --reference ORIGINAL`,
-and turn it into ordinary weights that transformers opens with `occ decompress DIRECTORY OUT`.
+Read it with `occ generate DIRECTORY --prompt ...`, measure it with
+`occ evaluate DIRECTORY --text FILE --reference ORIGINAL`, and turn it into ordinary weights that transformers opens with `occ decompress DIRECTORY OUT`.
 The license of the original model applies.
 """
 

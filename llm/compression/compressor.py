@@ -24,7 +24,7 @@ from occ_jax.transforms import Identity
 
 from ..checkpoints.compressed import BASIS
 from ..roles import FINAL_NORM, is_linear
-from .allocation import probe_rows
+from .allocation import Allocation, probe_rows
 from .factors import Factors
 from .network import BASIS_BITS, Network
 from .plan import MatrixPlan, plan_matrix
@@ -80,13 +80,13 @@ class Compressor:
         assert total is not None
         return total
 
-    def encode(self, name: str, step: float, codebook: Codebook) -> CodedTensor:
+    def encode(self, name: str, allocation: Allocation) -> CodedTensor:
         """Quantize and code one whole matrix."""
-        levels = self.plans[name].levels(step)
-        q = self._quantize(name, self._network.coefficients(name), levels, search_tables(codebook)).q
+        levels = self.plans[name].levels(allocation.step)
+        q = self._quantize(name, self._network.coefficients(name), levels, allocation.tables).q
         transform = self._network.stored_transform(name)
         right = None if isinstance(transform, Identity) else transform
-        return encode_lattice(np.asarray(q), levels, codebook, right=right, lane_symbols=_LANE_SYMBOLS)
+        return encode_lattice(np.asarray(q), levels, allocation.codebook, right=right, lane_symbols=_LANE_SYMBOLS)
 
     def encode_rest(self) -> dict[str, CodedTensor]:
         """Everything that is not quantized: gains, biases, and the basis of a tied head."""

@@ -133,7 +133,7 @@ def _encode_all(
     for name in track(network.matrices, "quantize and code"):
         tensor = staging.load(name, allocation.codebook)
         if tensor is None:
-            tensor = compressor.encode(name, allocation.step, allocation.codebook)
+            tensor = compressor.encode(name, allocation)
             staging.save(name, tensor)
         coded[name] = tensor
     return coded

@@ -6,8 +6,8 @@ In the coordinates in which every error costs the same, the step of weight :math
 
     \Delta_{ij} = c \, \frac{U_{jj}}{\sqrt{g_i}}, \qquad H^{-1} = U^\top U
 
-and :math:`c` is the only thing that is left to choose for the whole file: reverse water-filling. Rows that do not matter,
-columns that the others can make up for, and layers that change nothing get few bits by themselves.
+and :math:`c` is the only thing that is left to choose for the whole file: reverse water-filling. Rows that do not
+matter, columns that the others can make up for, and layers that change nothing get few bits by themselves.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
+
 from occ_jax.codec import Levels
 from occ_jax.quantization.scales import CLASS_SHIFT, CLASSES_PER_OCTAVE, NUM_CLASSES, fit_class_levels, log2_levels
 
@@ -127,7 +128,9 @@ def solve_step(
         else:
             break
     else:
-        raise ValueError(f"no step makes {target_bits:.0f} bits of {sum(p.step_rows.size * p.step_cols.size for p in plans)} weights")
+        raise ValueError(
+            f"no step makes {target_bits:.0f} bits of {sum(p.step_rows.size * p.step_cols.size for p in plans)} weights"
+        )
     for _ in range(60):
         middle = float(np.sqrt(low * high))
         low, high = (middle, high) if expected_bits(plans, class_bits, middle) > target_bits else (low, middle)

@@ -35,8 +35,8 @@ def sensitivity_of(name: str, statistics: Statistics) -> Sensitivity:
     """Sensitivity of a matrix in the coordinates that ``statistics`` are in.
 
     Linear layers and a head of its own have theirs from calibration. An embedding row is read as often as its token
-    occurs and then costs what an error at the entry of the residual stream costs; tied to the head, the same row is also
-    an output direction.
+    occurs and then costs what an error at the entry of the residual stream costs; tied to the head, the same row is
+    also an output direction.
 
     Args:
         name: Hugging Face name of the matrix.

@@ -29,7 +29,8 @@ class Quality:
         bits_per_byte: total code length of the predicted text in bits, over its UTF-8 bytes.
         kl_mean: mean Kullback-Leibler divergence from the reference to the model, nats per token.
         kl_p99: its 99th percentile over tokens.
-        kl_se: standard error of ``kl_mean``; over windows (tokens of a window are correlated), over tokens if there is one window.
+        kl_se: standard error of ``kl_mean``: over windows, as tokens of a window are correlated; over tokens if there
+            is but one window.
         top1_agreement: share of positions at which both models prefer the same token.
         windows: number of windows.
         tokens: number of predicted tokens.
@@ -151,7 +152,7 @@ def compare_tokens(
     reference_head: Float[Array, "vocab reference_width"],
     targets: Int[Array, " tokens"],
 ) -> tuple[Float[Array, " tokens"], Float[Array, " tokens"], Float[Array, " tokens"]]:
-    """Per token: negative log-likelihood, KL divergence from the reference (nats), and whether the first choices agree (0 or 1)."""
+    """Per token: negative log-likelihood and KL divergence (nats), and whether the first choices agree (0 or 1)."""
 
     def chunk(x: Array, x_ref: Array, target: Array) -> tuple[Array, Array, Array]:
         log_q, log_p = _log_probabilities(x, head), _log_probabilities(x_ref, reference_head)

@@ -55,7 +55,8 @@ def cut_windows(
     count = len(encoding.ids) // window
     if count == 0:
         raise OccError(
-            f"{source} has {len(encoding.ids)} tokens, less than one window of {window}: give a longer text or a smaller --window"
+            f"{source} has {len(encoding.ids)} tokens, less than one window of {window}: "
+            "give a longer text or a smaller --window"
         )
     count = count if max_windows is None else min(count, max_windows)
     tokens = np.asarray(encoding.ids[: count * window], np.int32).reshape(count, window)

@@ -20,7 +20,11 @@ def other(toy):
 
 def log_probabilities(model, tokens):
     logits = np.asarray(model(tokens), np.float64)[:, :-1]
-    return logits - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True)) - logits.max(-1, keepdims=True)
+    return (
+        logits
+        - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True))
+        - logits.max(-1, keepdims=True)
+    )
 
 
 def test_every_quantity_against_its_definition(toy, model, other):

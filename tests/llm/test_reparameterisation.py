@@ -37,7 +37,9 @@ def test_logits_stay(family, name, toy_config, toy_weights, toy_tokens):
     weights = toy_weights(config)
     moved = rotate(config, fold_norms(config, weights), chosen(name, config))
     expected, tokens = logits(config, weights, toy_tokens[:1]), toy_tokens[:1]
-    np.testing.assert_allclose(logits(*dense_network(config, moved), tokens), expected, atol=2e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(
+        logits(*dense_network(config, moved), tokens), expected, atol=2e-5 * np.abs(expected).max()
+    )
 
 
 @pytest.mark.parametrize("family", ["tied", "qwen2"])
@@ -103,7 +105,9 @@ class _Widths:
 
 def test_coordinates_by_name_are_orthonormal_and_fit():
     for name in NAMES:
-        coordinates = choose_coordinates(name, _Widths(), key=jax.random.key(0), second_moment=np.diag(np.arange(1.0, 13)))
+        coordinates = choose_coordinates(
+            name, _Widths(), key=jax.random.key(0), second_moment=np.diag(np.arange(1.0, 13))
+        )
         for transform, size in zip((coordinates.residual, coordinates.values, coordinates.hidden), (12, 4, 20)):
             assert transform.is_orthonormal
             matrix = transform.forward(jnp.eye(size))
@@ -113,7 +117,7 @@ def test_coordinates_by_name_are_orthonormal_and_fit():
 def test_klt_without_a_moment_and_unknown_names_are_refused():
     with pytest.raises(ValueError, match="second moment"):
         choose_coordinates("klt", _Widths(), key=jax.random.key(0))
-    with pytest.raises(ValueError, match="'wavelet'.*identity, hadamard"):
+    with pytest.raises(ValueError, match=r"'wavelet'.*identity, hadamard"):
         choose_coordinates("wavelet", _Widths(), key=jax.random.key(0))
 
 

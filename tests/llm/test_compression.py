@@ -1,0 +1,188 @@
+"""Compression end to end on a small model: targets are met, files are what they say, interruptions cost nothing."""
+
+import dataclasses
+import json
+import os
+
+import jax
+import numpy as np
+import pytest
+from occ_llm.checkpoints import load_checkpoint
+from occ_llm.checkpoints.compressed import BASIS, CONTAINER
+from occ_llm.compression import Settings, compress, measure_sizes
+from occ_llm.compression.allocation import probe_rows
+from occ_llm.compression.plan import MatrixPlan, expected_bits, plan_matrix, solve_step
+from occ_llm.compression.sensitivity import sensitivity_of
+from occ_llm.errors import OccError
+from occ_llm.model import LanguageModel
+from occ_llm.roles import EMBEDDING, HEAD, is_linear
+
+from occ_jax.codec import decode_indices, open_container
+from occ_jax.quantization.scales import NUM_CLASSES
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def logit_error(toy, path, tokens) -> float:
+    opened = load_checkpoint(path)
+    result = LanguageModel.from_weights(opened.config, opened.weights)(tokens)
+    expected = LanguageModel.from_weights(toy.config, toy.weights)(tokens)
+    return float(np.linalg.norm(result - expected) / np.linalg.norm(expected))
+
+
+@pytest.mark.parametrize("coordinates", ["identity", "hadamard", "klt"])
+def test_a_finer_step_is_a_better_model(coordinates, toy, toy_statistics, toy_tokens, tmp_path):
+    errors, sizes = [], []
+    for step in (0.02, 0.2):
+        settings = Settings(step=step, coordinates=coordinates)
+        result = compress(toy, tmp_path / f"{step}", toy_statistics, settings)
+        errors.append(logit_error(toy, tmp_path / f"{step}", toy_tokens))
+        sizes.append(result.sizes.file_bytes)
+    assert errors[0] < 0.02 < errors[1] < 1
+    assert sizes[0] > sizes[1]
+
+
+def test_bits_are_met_and_every_byte_is_accounted_for(toy, toy_statistics, tmp_path):
+    result = compress(toy, tmp_path / "out", toy_statistics, Settings(bits=6.0))
+    sizes, file = result.sizes, tmp_path / "out" / CONTAINER
+    assert sizes.linear_bits_per_weight == pytest.approx(6.0, rel=0.005)
+    assert sizes.file_bytes == os.stat(file).st_size == sum(sizes.ledger.values())
+    assert measure_sizes(file) == sizes
+    weights = sum(w.size for name, w in toy.weights.items() if not name.endswith("layernorm.weight"))
+    assert sizes.file_bits_per_weight == pytest.approx(8 * sizes.file_bytes / weights)
+
+
+def test_two_runs_are_identical_and_another_device_count_decodes_the_same(toy, toy_statistics, tmp_path):
+    settings = Settings(step=0.1, states=4, coordinates="random")
+    for name in ("a", "b"):
+        compress(toy, tmp_path / name, toy_statistics, settings)
+    assert (tmp_path / "a" / CONTAINER).read_bytes() == (tmp_path / "b" / CONTAINER).read_bytes()
+    with open_container(tmp_path / "a" / CONTAINER) as container:
+        coded = [container[name] for name in container if is_linear(name)]
+        everywhere = decode_indices(coded)
+        with jax.default_device(jax.devices()[1]):
+            alone = [decode_indices([tensor])[0] for tensor in coded]
+    for one, other in zip(everywhere, alone, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_an_interrupted_compression_goes_on_and_ends_in_the_same_bytes(toy, toy_statistics, tmp_path):
+    settings, done = Settings(step=0.1), []
+
+    def interrupt(names, label):
+        for number, name in enumerate(names):
+            if label == "quantize and code" and number == 4:
+                raise KeyboardInterrupt
+            done.append((label, name))
+            yield name
+
+    with pytest.raises(KeyboardInterrupt):
+        compress(toy, tmp_path / "a", toy_statistics, settings, track=interrupt)
+    assert not (tmp_path / "a").exists()
+    probed = []
+    compress(toy, tmp_path / "a", toy_statistics, settings, track=lambda names, label: probed.append(label) or names)
+    assert "probe" not in probed, "the allocation was kept"
+    assert not list((tmp_path / "cache").rglob("*.occ.safetensors")), "nothing is left behind"
+    compress(toy, tmp_path / "b", toy_statistics, settings)
+    assert (tmp_path / "a" / CONTAINER).read_bytes() == (tmp_path / "b" / CONTAINER).read_bytes()
+
+
+def test_the_directory_says_what_it_is(toy, toy_statistics, tmp_path):
+    compress(toy, tmp_path / "out", toy_statistics, Settings(step=0.1), text="some text")
+    fields = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert fields["quantization_config"]["quant_method"] == "occ"
+    assert fields["quantization_config"]["format_version"] == 1
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "toy" in card
+    assert "some text" in card
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == toy.tokenizer_files["tokenizer.json"]
+
+
+def test_a_basis_is_stored_only_where_a_tied_head_needs_it(toy, toy_statistics, tmp_path):
+    for name, stored in (("identity", False), ("hadamard", True)):
+        compress(toy, tmp_path / name, toy_statistics, Settings(step=0.2, coordinates=name))
+        with open_container(tmp_path / name / CONTAINER) as container:
+            assert (BASIS in container) == stored
+
+
+def test_outputs_are_not_replaced_without_force(toy, toy_statistics, tmp_path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(OccError, match="already exists"):
+        compress(toy, tmp_path / "out", toy_statistics, Settings(step=0.1))
+
+
+def test_weights_that_are_not_numbers_are_refused_by_name(toy, toy_statistics, tmp_path):
+    name = "model.layers.1.mlp.up_proj.weight"
+    broken = dict(toy.weights) | {name: np.full_like(toy.weights[name], np.nan)}
+    with pytest.raises(OccError, match=name):
+        compress(dataclasses.replace(toy, weights=broken), tmp_path / "out", toy_statistics, Settings(step=0.1))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "either --bits or --step"),
+        ({"bits": 3.0, "step": 0.1}, "either --bits or --step"),
+        ({"bits": 0.0}, "--bits 0.0"),
+        ({"bits": float("nan")}, "--bits nan"),
+        ({"step": -1.0}, "--step -1.0"),
+        ({"step": float("inf")}, "--step inf"),
+        ({"bits": 3.0, "states": 5}, "--states 5"),
+        ({"bits": 3.0, "damping": 0.0}, "--damping 0.0"),
+    ],
+)
+def test_settings_that_make_no_sense(fields, message):
+    with pytest.raises(OccError, match=message):
+        Settings(**fields)
+
+
+def test_embedding_sensitivity_keeps_every_trace(toy, toy_statistics):
+    form = sensitivity_of(EMBEDDING, toy_statistics)
+    frequency = (toy_statistics.token_counts + 0.5) / (toy_statistics.token_counts + 0.5).sum()
+    entry, head = toy_statistics.fisher_matrix(EMBEDDING), toy_statistics.hessian(HEAD)
+    output = np.maximum(toy_statistics.fisher(HEAD), 1e-3 * toy_statistics.fisher(HEAD).mean())
+    traces = frequency * np.trace(entry) + output * np.trace(head)
+    np.testing.assert_allclose(form.rows * np.trace(form.hessian), traces, rtol=1e-4)
+    total = entry + output.sum() * head
+    np.testing.assert_allclose(form.rows.sum() * form.hessian, total, rtol=1e-3, atol=1e-4 * np.abs(total).max())
+
+
+def test_plans_follow_the_sensitivity():
+    rng = np.random.default_rng(0)
+    w, rows = rng.standard_normal((32, 48)), 4.0 ** rng.integers(-3, 3, 32)
+    cols = 2.0 ** rng.integers(-2, 2, 48)
+    plan = plan_matrix("w", w.astype(np.float32), cols, rows)
+    step_rows, step_cols = plan.levels(0.5).steps()
+    np.testing.assert_allclose(step_rows, 0.5 / np.sqrt(rows), rtol=1e-5)
+    np.testing.assert_allclose(step_cols, cols, rtol=1e-5)
+
+
+def test_classes_move_with_the_step():
+    plan = plan_matrix(
+        "w", np.random.default_rng(0).standard_normal((40, 40)).astype(np.float32), np.ones(40), np.ones(40)
+    )
+    fine, coarse = plan.levels(0.01).classes(NUM_CLASSES), plan.levels(0.02).classes(NUM_CLASSES)
+    np.testing.assert_array_equal(fine.astype(int) - coarse, 4)  # classes per octave
+
+
+def test_expected_bits_of_a_linear_curve_and_their_solution():
+    zeros = np.zeros(10, np.int32)
+    plan = MatrixPlan(name="w", step_rows=zeros, step_cols=zeros, class_rows=zeros + 161, class_cols=zeros)
+    class_bits = np.arange(NUM_CLASSES) / 4  # a bit for each octave
+    assert expected_bits([plan], class_bits, 1.0) == pytest.approx(100 * 20, rel=1e-6)
+    assert expected_bits([plan], class_bits, 8.0) == pytest.approx(100 * 17, rel=1e-6)
+    step = solve_step([plan], class_bits, 100 * 13.7)
+    assert expected_bits([plan], class_bits, step) == pytest.approx(100 * 13.7, rel=1e-4)
+    with pytest.raises(ValueError, match="no step"):
+        solve_step([plan], class_bits, 1e9)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 13), (576, 1536), (49152, 576), (10**6, 8)])
+def test_probe_rows_are_enough_and_not_too_many(shape):
+    rows = len(range(*probe_rows(*shape).indices(shape[0])))
+    assert rows >= min(shape[0], 32)
+    assert rows * shape[1] <= max((1 << 20) + shape[1], 32 * shape[1])
