@@ -20,7 +20,8 @@ tags: [compression, quantization]
 | calibrated on | {text} |
 
 Read it with `occ generate DIRECTORY --prompt ...`, measure it with
-`occ evaluate DIRECTORY --text FILE --reference ORIGINAL`, and turn it into ordinary weights that transformers opens with `occ decompress DIRECTORY OUT`.
+`occ evaluate DIRECTORY --text FILE --reference ORIGINAL`, and turn it into ordinary weights
+that transformers opens with `occ decompress DIRECTORY OUT`.
 The license of the original model applies.
 """
 
