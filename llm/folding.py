@@ -2,8 +2,8 @@ r"""Folding the gains of the norms into the linear layers that follow.
 
 ``RMSNorm(x) = g * x / rms(x)`` followed by ``W`` is the plain normalisation followed by
 :math:`W \operatorname{diag}(g)`. After folding every block's normalisation treats all directions of the residual stream
-alike, so the stream may be rotated (:mod:`occ_llm.coordinates`). A tied head shares its matrix with the embedding, which
-has no norm in front: there the final gain stays where it is.
+alike, so the stream may be rotated (:mod:`occ_llm.coordinates`). A tied head shares its matrix with the embedding,
+which has no norm in front: there the final gain stays where it is.
 """
 
 from collections.abc import Callable
