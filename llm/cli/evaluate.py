@@ -9,7 +9,7 @@ import tyro
 from ..checkpoints import Checkpoint, load_checkpoint
 from ..errors import OccError
 from ..evaluation import Quality, Reference, cut_windows, evaluate, read_text
-from ..generation import generate
+from ..generation import Sampling, generate
 from ..model import LanguageModel
 from .terminal import Terminal
 
@@ -85,23 +85,32 @@ class Generate:
     """Stop after so many tokens."""
     temperature: float = 0.0
     """0 takes the most likely token; 1 samples from the model's own distribution."""
+    top_p: float = 1.0
+    """Sample among the likeliest tokens that together have this probability."""
     seed: int = 0
     """Seed of the sampling."""
     json: bool = False
     """Print one JSON object on standard output."""
 
     def run(self) -> None:
-        """Generate and print the text."""
+        """Generate, and print the text as it comes."""
         terminal = Terminal(json_only=self.json)
         checkpoint = load_checkpoint(self.model)
-        model = LanguageModel.from_weights(checkpoint.config, checkpoint.weights)
-        text = generate(
-            model,
-            checkpoint.tokenizer,
-            self.prompt,
-            max_tokens=self.max_tokens,
-            temperature=self.temperature,
+        tokenizer = checkpoint.tokenizer
+        tokens = generate(
+            LanguageModel.from_weights(checkpoint.config, checkpoint.weights),
+            tokenizer.encode(self.prompt).ids,
+            max_new_tokens=self.max_tokens,
+            sampling=Sampling(temperature=self.temperature, top_p=self.top_p),
             key=jax.random.key(self.seed),
         )
-        terminal.text(f"{self.prompt}{text}\n")
-        terminal.result({"prompt": self.prompt, "text": text})
+        terminal.text(self.prompt)
+        text, made = "", []
+        for token in tokens:
+            made.append(token)
+            longer = tokenizer.decode(made)
+            if not longer.endswith("\ufffd"):  # a character may take several tokens
+                terminal.text(longer[len(text) :])
+                text = longer
+        terminal.text("\n")
+        terminal.result({"prompt": self.prompt, "text": text, "tokens": made})

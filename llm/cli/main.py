@@ -13,6 +13,8 @@ from .compress import Calibrate, Compress, Decompress
 from .demo import Demo
 from .evaluate import Evaluate, Generate
 
+DESCRIPTION = "Compress language models: a model in, a smaller file out, and the measurements between."
+
 COMMANDS = {
     "compress": Compress,
     "calibrate": Calibrate,
@@ -29,24 +31,24 @@ BAD_INPUT, INTERRUPTED = 2, 130
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run ``occ``; exits with 0, with 2 for input that cannot be used, or with 130 when interrupted."""
-    command = tyro.extras.subcommand_cli_from_dict(
-        COMMANDS, prog="occ", description=__import__("occ_llm.cli").cli.__doc__, args=args, sort_subcommands=False
-    )
-    sys.exit(run(command))
+    sys.exit(run(args))
 
 
-def run(command) -> int:
-    """Run one parsed command and return the exit code."""
+def run(args: Sequence[str] | None = None) -> int:
+    """Parse and run one command, and return the exit code."""
     try:
+        command = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="occ", description=DESCRIPTION, args=args)
         command.run()
     except KeyboardInterrupt:
-        sys.stderr.write("occ: interrupted; nothing was written, run the same command to start again\n")
-        return INTERRUPTED
+        return _failed("interrupted; nothing is half-written, run the same command to go on", INTERRUPTED)
     except (OccError, FormatError) as error:
-        sys.stderr.write(f"occ: {error}\n")
-        return BAD_INPUT
+        return _failed(str(error), BAD_INPUT)
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        sys.stderr.write(f"occ: {place}{error.strerror or error}; nothing was written\n")
-        return BAD_INPUT
+        return _failed(f"{place}{error.strerror or error}; nothing was written", BAD_INPUT)
     return 0
+
+
+def _failed(sentence: str, code: int) -> int:
+    sys.stderr.write(f"occ: {sentence}\n")
+    return code

@@ -49,10 +49,12 @@ class Terminal:
             yield lambda amount=1: bar.advance(task, amount)
 
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-        """Show a table: the first column reads left to right, numbers line up at the right."""
+        """Show a table; columns of numbers are lined up at the right, long texts wrap."""
+        rows = [tuple(row) for row in rows]
         table = Table(title=title, title_justify="left", title_style="bold")
         for index, column in enumerate(columns):
-            table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index > 0)
+            wordy = index > 0 and any(isinstance(row[index], str) for row in rows)
+            table.add_column(column, justify="left" if index == 0 or wordy else "right", no_wrap=not wordy)
         for row in rows:
             table.add_row(*(_cell(value) for value in row))
         (self.notes if self.json_only else self._results).print(table)
