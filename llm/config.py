@@ -50,12 +50,13 @@ class RopeScaling:
             raise OccError(f"rope scaling {kind!r} is not supported; supported are {', '.join(ROPE_KINDS)}.")
         original = fields.get("original_max_position_embeddings") or max_position
         factor = fields.get("factor")
-        names = {f.name for f in dataclasses.fields(cls)} - {"kind", "factor", "original_max_position"}
-        extra = {name: fields[name] for name in names if fields.get(name) is not None}
+        names = {f.name for f in dataclasses.fields(cls)} - {"kind", "factor", "original_max_position", "truncate"}
+        extra = {name: float(fields[name]) for name in names if fields.get(name) is not None}
         return cls(
             kind=kind,
             factor=float(max_position / original if factor is None else factor),
             original_max_position=int(original),
+            truncate=bool(fields.get("truncate", True)),
             **extra,
         )
 
@@ -118,8 +119,8 @@ class ModelConfig:
             "head_dim",
         )
         for name in sizes:
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise OccError(f"the model config has {name} = {getattr(self, name)!r}; it must be a positive integer.")
+            if getattr(self, name) < 1:
+                raise OccError(f"the model config has {name} = {getattr(self, name)}; it must be positive.")
         if self.num_heads % self.num_kv_heads:
             raise OccError(
                 f"the model config has {self.num_heads} attention heads, not a multiple of its "
@@ -157,6 +158,8 @@ class ModelConfig:
             raise OccError(
                 f"the model config lacks {', '.join(missing)}; take the config.json that came with the model."
             )
+        if wrong := [f"{name} = {fields[name]!r}" for name in required if not isinstance(fields[name], int)]:
+            raise OccError(f"the model config has {wrong[0]}; it must be an integer.")
         rope = fields.get("rope_parameters") or {}
         if (partial := rope.get("partial_rotary_factor", fields.get("partial_rotary_factor"))) not in (None, 1, 1.0):
             raise OccError(f"partial_rotary_factor = {partial} is not supported; the Llama family rotates whole heads.")
