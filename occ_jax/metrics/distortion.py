@@ -1,6 +1,7 @@
 """What a reconstruction lost."""
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 Axis = int | tuple[int, ...] | None
@@ -84,5 +85,5 @@ def hessian_weighted_error(
 
 
 def _difference(x: Float[Array, "*shape"], x_hat: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    dtype = jnp.promote_types(jnp.promote_types(x.dtype, x_hat.dtype), jnp.float32)
+    dtype = np.promote_types(np.promote_types(x.dtype, x_hat.dtype), jnp.float32)
     return x.astype(dtype) - x_hat.astype(dtype)

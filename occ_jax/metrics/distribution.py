@@ -5,6 +5,7 @@ zeros, or of equal entries where a variance is needed, gives NaN: the quantity i
 """
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 Axis = int | tuple[int, ...] | None
@@ -125,4 +126,4 @@ def gini(x: Float[Array, "..."], axis: int | None = None) -> Float[Array, "..."]
 
 
 def _widened(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(np.promote_types(x.dtype, jnp.float32))

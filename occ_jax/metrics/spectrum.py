@@ -9,6 +9,7 @@ scaled; they are Rényi-type ranks and so ordered: stable rank <= participation 
 import math
 
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import entr
 from jaxtyping import Array, Float
 
@@ -113,6 +114,6 @@ def _log_gain(variances: Float[Array, "*batch n"]) -> Float[Array, "*batch"]:
 
 def _shares(spectrum: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
     """Energies over their sum; through the largest, so that the sum does not overflow."""
-    spectrum = spectrum.astype(jnp.promote_types(spectrum.dtype, jnp.float32))
+    spectrum = spectrum.astype(np.promote_types(spectrum.dtype, jnp.float32))
     spectrum = spectrum / spectrum.max(-1, keepdims=True)
     return spectrum / spectrum.sum(-1, keepdims=True)

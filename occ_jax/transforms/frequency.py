@@ -72,7 +72,7 @@ class RealFFT(Transform):
     def forward(self, x: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
         """Real and imaginary parts by rising frequency, the mean first."""
         spectrum = jnp.fft.rfft(_at_least_float32(x), norm="ortho")
-        parts = jnp.stack([spectrum.real, spectrum.imag], axis=-1).reshape(*x.shape[:-1], -1)
+        parts = jnp.stack([spectrum.real, spectrum.imag], axis=-1).reshape(*x.shape[:-1], 2 * spectrum.shape[-1])
         # The imaginary parts of the first and, for even n, of the last frequency are zero: leave them out.
         y = jnp.concatenate([parts[..., :1], parts[..., 2 : x.shape[-1] + 1]], axis=-1)
         return (y * _pair_weights(y)).astype(x.dtype)
@@ -100,4 +100,4 @@ def _pair_weights(y: Float[Array, "*batch n"]) -> Float[Array, "*ones n"]:
 
 
 def _at_least_float32(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(np.promote_types(x.dtype, jnp.float32))

@@ -80,12 +80,12 @@ class Hadamard(Transform):
         factors, odd = _plan(self.size)
         if odd == 1:
             return kronecker_apply(factors, x, before=before, after=after)
-        y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        y = y if before is None else y * before.astype(y.dtype)
-        blocks = y.reshape(*x.shape[:-1], odd, self.size // odd)
-        y = _hartley_fft(kronecker_apply(factors, blocks)).reshape(x.shape)
-        y = y if after is None else y * after.astype(y.dtype)
-        return y.astype(x.dtype)
+        rows = x.reshape(-1, self.size).astype(np.promote_types(x.dtype, jnp.float32))
+        rows = rows if before is None else rows * before.astype(rows.dtype)[None, :]
+        blocks = kronecker_apply(factors, rows.reshape(-1, odd, self.size // odd))
+        rows = _hartley_fft(blocks).reshape(rows.shape)
+        rows = rows if after is None else rows * after.astype(rows.dtype)[None, :]
+        return rows.reshape(x.shape).astype(x.dtype)
 
 
 def hadamard(n: int) -> Hadamard:
@@ -96,7 +96,7 @@ def hadamard(n: int) -> Hadamard:
         [[ 0.7071  0.7071]
          [ 0.7071 -0.7071]]
     """
-    return Hadamard(jnp.ones((n,), jnp.int8))
+    return Hadamard(jnp.ones((_checked(n),), jnp.int8))
 
 
 def random_hadamard(n: int, *, key: Key[Array, ""]) -> Hadamard:
@@ -107,7 +107,7 @@ def random_hadamard(n: int, *, key: Key[Array, ""]) -> Hadamard:
         >>> t.size, t.signs.dtype.name
         (576, 'int8')
     """
-    return Hadamard(jax.random.rademacher(key, (n,), jnp.int8))
+    return Hadamard(jax.random.rademacher(key, (_checked(n),), jnp.int8))
 
 
 def sylvester_matrix(exponent: int) -> np.ndarray:
@@ -159,3 +159,9 @@ def _hartley_fft(x: Float[Array, "*batch m stride"]) -> Float[Array, "*batch m s
     r"""Hartley transform of the last axis but one: real minus imaginary part of the Fourier transform."""
     spectrum = jnp.fft.fft(jnp.swapaxes(x, -1, -2), norm="ortho")
     return jnp.swapaxes(spectrum.real - spectrum.imag, -1, -2)
+
+
+def _checked(n: int) -> int:
+    if n < 1:
+        raise ValueError(f"A Hadamard transform has at least one input, got n={n}.")
+    return n

@@ -70,8 +70,8 @@ def klt(second_moment: Float[Array, "n n"] | Float[np.ndarray, "n n"]) -> KLT:
 
     A concrete matrix is diagonalised on the host in float64; under a JAX transformation the eigenvectors come from
     :func:`jax.numpy.linalg.eigh` in the matrix's own dtype. Only the symmetric part counts. Eigenvectors are
-    oriented so that their entry of largest magnitude is positive, and eigenvalues that rounding made negative are
-    set to zero.
+    oriented so that their first entry of at least half the largest magnitude is positive, and eigenvalues that
+    rounding made negative are set to zero.
 
     Args:
         second_moment: :math:`\Sigma`, symmetric and positive semidefinite.
@@ -105,5 +105,8 @@ def _canonical(vectors: Any, values: Any) -> tuple[Any, Any]:
     """Descending order, columns oriented, no negative energies; NumPy in, NumPy out, and likewise for JAX."""
     xp: Any = jnp if isinstance(vectors, jax.Array) else np
     vectors, values = vectors[:, ::-1], values[::-1]
-    peak = xp.take_along_axis(vectors, xp.argmax(xp.abs(vectors), axis=0)[None, :], axis=0)
-    return vectors * xp.where(peak < 0, -1, 1).astype(vectors.dtype), xp.maximum(values, 0)
+    magnitude = xp.abs(vectors)
+    # Half, not all: entries of equal magnitude are common by symmetry, and rounding would choose among them.
+    first_large = xp.argmax(magnitude >= magnitude.max(0, keepdims=True) / 2, axis=0)
+    landmark = xp.take_along_axis(vectors, first_large[None, :], axis=0)
+    return vectors * xp.where(landmark < 0, -1, 1).astype(vectors.dtype), xp.maximum(values, 0)

@@ -10,6 +10,7 @@ of times that an array goes through main memory: on a CPU all factors are applie
 before the next group is touched; accelerators get the whole array at once.
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -44,6 +45,9 @@ def kronecker_apply(
     Returns:
         The products, in the dtype of ``x``. Float16 and bfloat16 are computed in float32.
 
+    Raises:
+        ValueError: when the sizes of the factors do not multiply to ``n``.
+
     Example:
         >>> swap = np.asarray([[0.0, 1.0], [1.0, 0.0]])
         >>> print(kronecker_apply([np.eye(2), swap], jnp.arange(4.0)))
@@ -53,7 +57,13 @@ def kronecker_apply(
         Van Loan, The ubiquitous Kronecker product, J. Comput. Appl. Math. 123, 2000.
     """
     n = x.shape[-1]
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    sizes = [f.shape[0] for f in factors]
+    if math.prod(sizes) != n:
+        raise ValueError(
+            f"Factors of sizes {' x '.join(map(str, sizes))} do not act on vectors of length {n}: "
+            "the sizes must multiply to that length."
+        )
+    dtype = np.promote_types(x.dtype, jnp.float32)
     matrices = [jnp.asarray(f, dtype) for f in factors]
     diagonals = [jnp.ones((n,), dtype) if d is None else d.astype(dtype) for d in (before, after)]
 
@@ -71,7 +81,7 @@ def kronecker_apply(
     return jax.lax.platform_dependent(rows, cpu=partial(_in_chunks, whole), default=whole).reshape(x.shape)
 
 
-def _apply_factors(matrices: Sequence[Float[Array, "r r"]], rows: Float[Array, "rows n"]) -> Float[Array, "rows n"]:
+def _apply_factors(matrices: Sequence[Float[Array, "_ _"]], rows: Float[Array, "rows n"]) -> Float[Array, "rows n"]:
     """The last factor is one tall product; each other factor acts on an axis whose entries lie ``stride`` apart."""
     y, stride = rows, 1
     for matrix in reversed(matrices):

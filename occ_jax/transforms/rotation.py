@@ -2,6 +2,8 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from .._pytree import pytree_dataclass
@@ -49,7 +51,7 @@ class Rotation(Transform):
         return apply_matrix(self.matrix.T, y)
 
 
-def apply_matrix(matrix: Float[Array, "m n"], x: Float[Array, "*batch n"]) -> Float[Array, "*batch m"]:
+def apply_matrix(matrix: Float[Array, "m n"], x: Float[Array, "*batch length"]) -> Float[Array, "*batch m"]:
     """``matrix @ x`` for every vector along the last axis, in float32 or wider; the dtype of ``x`` comes back.
 
     Example:
@@ -61,12 +63,12 @@ def apply_matrix(matrix: Float[Array, "m n"], x: Float[Array, "*batch n"]) -> Fl
             f"A matrix of shape {matrix.shape} does not act on vectors of length {x.shape[-1]}: "
             "its second size must be that length."
         )
-    dtype = jnp.promote_types(jnp.promote_types(matrix.dtype, x.dtype), jnp.float32)
+    dtype = np.promote_types(np.promote_types(matrix.dtype, x.dtype), jnp.float32)
     y = jnp.matmul(x.astype(dtype), matrix.T.astype(dtype), precision="highest")
     return y.astype(x.dtype)
 
 
-def random_rotation(n: int, *, key: Key[Array, ""], dtype: jnp.dtype = jnp.float32) -> Rotation:
+def random_rotation(n: int, *, key: Key[Array, ""], dtype: DTypeLike = jnp.float32) -> Rotation:
     r"""A rotation (or reflection) drawn from the Haar measure: every orthogonal matrix is equally likely.
 
     The orthogonal factor of a Gaussian matrix, with the signs that make the triangular factor's diagonal positive;
