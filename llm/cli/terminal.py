@@ -35,7 +35,7 @@ class Terminal:
                 advance(1)
 
     @contextmanager
-    def progress(self, label: str, *, total: float) -> Iterator[Any]:
+    def progress(self, label: str, *, total: int) -> Iterator[Any]:
         """A progress bar; calls of the yielded function move it on."""
         columns = (
             TextColumn("{task.description}"),

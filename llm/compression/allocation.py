@@ -14,7 +14,14 @@ import numpy as np
 from jaxtyping import Float
 
 from occ_jax.entropy.tables import cost_bits
-from occ_jax.quantization.codebook import Codebook, SearchTables, Statistics, estimate, search_tables
+from occ_jax.quantization.codebook import (
+    Codebook,
+    SearchTables,
+    Statistics,
+    codebook_to_bytes,
+    estimate,
+    search_tables,
+)
 from occ_jax.quantization.scales import NUM_CLASSES, class_sigmas
 from occ_jax.quantization.trellis import gaussian_codebook, gaussian_statistics
 from occ_jax.quantization.ungerboeck import num_parities
@@ -50,7 +57,7 @@ def allocate(
     num_states: int,
     bits: float | None,
     step: float | None,
-    side_info_bits: Callable[[Codebook], float],
+    side_info_bits: float,
 ) -> Allocation:
     """Choose the global step and the codebook.
 
@@ -60,7 +67,7 @@ def allocate(
         num_states: states of the trellis.
         bits: target for the linear layers, bits per weight with all side information; or ``None``.
         step: the step itself, if there is no target.
-        side_info_bits: what the linear layers take beside their indices, with a codebook.
+        side_info_bits: what the linear layers take beside their indices and the shared tables.
 
     Raises:
         ValueError: no step reaches the target.
@@ -70,18 +77,18 @@ def allocate(
     codebook = gaussian_codebook(class_sigmas(), num_states=num_states)
     class_bits = mean_class_bits(gaussian_statistics(class_sigmas(), num_states), codebook)
 
-    def solved(start: float) -> float:
+    def solved(start: float, table_bits: float) -> float:
         if bits is None:
             assert step is not None
             return float(np.float32(step))
-        return solve_step(linear, class_bits, bits * weights - side_info_bits(codebook), start)
+        return solve_step(linear, class_bits, bits * weights - side_info_bits - table_bits, start)
 
-    current = solved(1.0)
+    current = solved(1.0, 0.0)
     for _ in range(MAX_PROBES):
         statistics = probe(current, codebook)
         class_bits = mean_class_bits(statistics, codebook, fallback=class_bits)
         codebook = refined_codebook(statistics, num_states)
-        previous, current = current, solved(current)
+        previous, current = current, solved(current, 8.0 * len(codebook_to_bytes(codebook)))
         if abs(np.log(current / previous)) < _SETTLED:
             break
     return Allocation(step=current, codebook=codebook)

@@ -13,7 +13,6 @@ from occ_jax.quantization.codebook import (
     Codebook,
     SearchTables,
     Statistics,
-    codebook_to_bytes,
     gather_statistics,
     reconstruct,
     search_tables,
@@ -63,6 +62,8 @@ class Compressor:
         """
         for name in self._track(self._network.matrices, "plan"):
             w = self._network.coefficients(name)
+            if not np.isfinite(w).all():
+                raise ValueError(f"{name} holds NaN or infinite weights; take an intact checkpoint")
             sensitivity = self._network.sensitivity(name)
             factor = self._factors.of(name, sensitivity.hessian)
             self.plans[name] = plan_matrix(name, w, factor.relative_steps, sensitivity.rows)
@@ -98,12 +99,12 @@ class Compressor:
             coded[BASIS] = encode_transform(network.coordinates.residual, width, matrix_bits=BASIS_BITS)
         return coded
 
-    def side_info_bits(self, codebook: Codebook) -> float:
-        """About what the linear layers take beside their indices: levels, lanes, and their share of the tables."""
+    def side_info_bits(self) -> float:
+        """About what the linear layers take beside their indices and the shared tables: levels and lanes."""
         linear = [plan for name, plan in self.plans.items() if is_linear(name)]
         levels = sum(len(plan.levels(1.0).to_bytes()) for plan in linear)
         lanes = sum(-(-plan.shape[0] * plan.shape[1] // _LANE_SYMBOLS) for plan in linear)
-        return 8.0 * (levels + _LANE_BYTES * lanes + len(codebook_to_bytes(codebook)))
+        return 8.0 * (levels + _LANE_BYTES * lanes)
 
     def _quantize(
         self, name: str, w: Float[np.ndarray, "rows d_in"], levels: Levels, tables: SearchTables
@@ -128,6 +129,6 @@ def _rows(levels: Levels, rows: slice) -> Levels:
 
 
 def _statistics(result: FeedbackResult, levels: Levels, codebook: Codebook) -> Statistics:
-    classes = levels.classes(NUM_CLASSES).astype(np.int32)
-    t = result.residual + reconstruct(result.q, jnp.asarray(classes), codebook)
+    classes = jnp.asarray(levels.classes(NUM_CLASSES), jnp.int32)
+    t = result.residual + reconstruct(result.q, classes, codebook)
     return gather_statistics(t, result.q, classes, codebook.num_states, NUM_CLASSES)

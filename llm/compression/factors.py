@@ -43,8 +43,8 @@ class Factors:
         return self.load(name)
 
     def load(self, name: str) -> HessianFactor:
-        """A factor that :meth:`of` has computed, read from disk as it is needed."""
-        upper = np.load(self._file(name), mmap_mode="r")
+        """A factor that :meth:`of` has computed, read from disk."""
+        upper = np.load(self._file(name)).astype(np.float64)
         return HessianFactor(upper=upper, order=np.arange(len(upper)))
 
     def _file(self, name: str) -> Path:

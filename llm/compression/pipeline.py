@@ -109,7 +109,7 @@ def _meet_target(
             num_states=settings.states,
             bits=settings.bits,
             step=settings.step,
-            side_info_bits=compressor.side_info_bits,
+            side_info_bits=compressor.side_info_bits(),
         )
         staging.save_allocation(allocation)
     rest = compressor.encode_rest()

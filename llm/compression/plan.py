@@ -117,7 +117,7 @@ def solve_step(
     """The global constant at which some matrices are expected to take ``target_bits`` bits.
 
     Raises:
-        ValueError: no constant does.
+        ValueError: no constant does; the message says what can be reached.
     """
     low, high = start, start
     for _ in range(200):
@@ -128,8 +128,10 @@ def solve_step(
         else:
             break
     else:
+        weights = sum(plan.shape[0] * plan.shape[1] for plan in plans)
         raise ValueError(
-            f"no step makes {target_bits:.0f} bits of {sum(p.step_rows.size * p.step_cols.size for p in plans)} weights"
+            f"{target_bits / weights:.3f} bits per weight for the indices cannot be reached: beside the side "
+            f"information the range is above 0 and up to {class_bits.max():.1f}"
         )
     for _ in range(60):
         middle = float(np.sqrt(low * high))
