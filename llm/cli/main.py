@@ -1,8 +1,10 @@
 """Entry point: parse, run, and turn every expected failure into one sentence and an exit code."""
 
+import os
 import sys
 from collections.abc import Sequence
 
+import jax
 import tyro
 
 from occ_jax.codec import FormatError
@@ -30,7 +32,11 @@ BAD_INPUT, INTERRUPTED = 2, 130
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run ``occ``; exits with 0, with 2 for input that cannot be used, or with 130 when interrupted."""
+    """Run ``occ``; exits with 0, with 2 for input that cannot be used, or with 130 when interrupted.
+
+    On a machine without an accelerator every core is a device of its own: quantization shares its rows between them.
+    """
+    jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
     sys.exit(run(args))
 
 
