@@ -1,10 +1,20 @@
 """The Llama family in flax NNX: one pure forward pass over stacked, scanned blocks."""
 
-from .forward_pass import block, forward, head, hidden_states, layer_windows, logits, observe, position_table
+from .forward_pass import (
+    block,
+    final_norm,
+    forward,
+    head,
+    hidden_states,
+    layer_windows,
+    logits,
+    observe,
+    position_table,
+)
 from .language_model import LanguageModel
 from .layers import LINEARS
 from .llama import Llama, init_params, make_graphdef
-from .parameters import params_from_weights, projection_rows, tensor_shapes, weights_from_params
+from .parameters import block_params, params_from_weights, projection_rows, weights_from_params
 from .probes import attach_squared, output_sizes, zero_probes, zero_squared_probes
 
 __all__ = [
@@ -13,6 +23,8 @@ __all__ = [
     "Llama",
     "attach_squared",
     "block",
+    "block_params",
+    "final_norm",
     "forward",
     "head",
     "hidden_states",
@@ -25,7 +37,6 @@ __all__ = [
     "params_from_weights",
     "position_table",
     "projection_rows",
-    "tensor_shapes",
     "weights_from_params",
     "zero_probes",
     "zero_squared_probes",

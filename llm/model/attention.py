@@ -12,6 +12,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 QUERY_CHUNK = 256
@@ -46,7 +47,8 @@ def causal_attention(
     one_head = partial(_attend_one_head, window=window, reach=reach)
 
     def one_by_one(queries: Array, keys: Array, values: Array) -> Array:
-        return jax.lax.map(lambda head: one_head(*head), (queries, keys, values))
+        # A backward pass computes the scores of a head again: that is faster than to fetch them from memory.
+        return jax.lax.map(jax.checkpoint(lambda head: one_head(*head)), (queries, keys, values))
 
     out = jax.lax.platform_dependent(queries, keys, values, cpu=one_by_one, default=jax.vmap(one_head))
     return out.reshape(batch, kv_heads, length, group, head_dim).transpose(0, 2, 1, 3, 4)
@@ -77,16 +79,16 @@ def visible(
     query_position: Int[Array, " queries"], key_position: Int[Array, " keys"], window: Int[Array, ""] | None
 ) -> Bool[Array, "queries keys"]:
     """Which keys a query may look at."""
-    distance = query_position[:, None] - key_position[None, :]
+    distance = query_position[:, None] - key_position.astype(query_position.dtype)[None, :]
     seen = distance >= 0
-    return seen if window is None else seen & (distance < window)
+    return seen if window is None else seen & (distance < window.astype(distance.dtype))
 
 
 def softmax_product(
     scores: Float[Array, "queries keys"], values: Float[Array, "keys head_dim"]
 ) -> Float[Array, "queries head_dim"]:
     """``softmax(scores) @ values`` with the division after the product, where there is less to divide."""
-    wide = jnp.promote_types(scores.dtype, jnp.float32)
+    wide = np.promote_types(scores.dtype, np.float32)
     weights = jnp.exp((scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))).astype(wide))
     total = weights.sum(axis=-1, keepdims=True)
     out = jnp.matmul(weights.astype(values.dtype), values, preferred_element_type=wide)

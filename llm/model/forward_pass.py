@@ -13,12 +13,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from ..config import ModelConfig
 from .attention import causal_attention
-from .layers import Attach, Block, Taps
+from .layers import Attach, Block, RMSNorm, Taps
 from .llama import Llama, Params
 from .rope import rope_table
 
@@ -45,7 +46,7 @@ def head(params: Params) -> Float[Array, "vocab width"]:
 
 def logits(params: Params, hidden: Float[Array, "... width"]) -> Float[Array, "... vocab"]:
     """Scores of the vocabulary for final hidden states, in float32 or wider."""
-    wide = jnp.promote_types(hidden.dtype, jnp.float32)
+    wide = np.promote_types(hidden.dtype, np.float32)
     with jax.default_matmul_precision("highest"):
         return jnp.matmul(hidden, head(params).T, preferred_element_type=wide)
 
@@ -125,6 +126,13 @@ def block(
 
     x, _, taps = merge_block(config, params)(x, table, attend, probes=probes, attach=attach)
     return x, taps
+
+
+def final_norm(
+    config: ModelConfig, params: Mapping[str, Array], x: Float[Array, "... width"]
+) -> Float[Array, "... width"]:
+    """Final hidden states of the residual stream after the last block; ``params`` is ``norm`` of the model's."""
+    return nnx.merge(nnx.graphdef(nnx.eval_shape(lambda: RMSNorm(config.hidden_size, config.rms_norm_eps))), params)(x)
 
 
 def merge_block(config: ModelConfig, params: Params) -> Block:

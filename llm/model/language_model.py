@@ -1,6 +1,6 @@
 """A network together with its parameters."""
 
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,12 +37,12 @@ class LanguageModel:
     config: ModelConfig = static_field()
 
     @classmethod
-    def from_weights(cls, config: ModelConfig, weights: Weights, dtype: Any = jnp.float32) -> Self:
+    def from_weights(cls, config: ModelConfig, weights: Weights, dtype: Any = jnp.float32) -> "LanguageModel":
         """Build the model of a checkpoint's tensors; see :func:`~occ_llm.model.parameters.params_from_weights`."""
         return cls(params_from_weights(config, weights, dtype), make_graphdef(config), config)
 
     @classmethod
-    def random(cls, config: ModelConfig, *, key: Array, dtype: Any = jnp.float32) -> Self:
+    def random(cls, config: ModelConfig, *, key: Array, dtype: Any = jnp.float32) -> "LanguageModel":
         """Build a model to train from scratch."""
         return cls(init_params(config, key=key, dtype=dtype), make_graphdef(config), config)
 

@@ -5,10 +5,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
 from ..config import ModelConfig
+from .chunks import map_tokens
 from .rope import rotate
 
 LINEARS: Mapping[str, tuple[str, ...]] = {
@@ -55,7 +57,7 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "... size"]) -> Float[Array, "... size"]:
         """Normalise the last axis."""
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        wide = x.astype(np.promote_types(x.dtype, np.float32))
         normal = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
         return normal.astype(x.dtype) * self.gain[...].reshape((1,) * (x.ndim - 1) + (-1,))
 
@@ -103,15 +105,22 @@ class Block(nnx.Module):
             y = getattr(self, name)(h)
             return y if probes is None or name not in probes else attach(y, probes[name])
 
-        taps: dict[str, Array] = {"qkv": self.attention_norm(x)}
-        q, k, v = self._heads(apply("qkv", taps["qkv"]), table)
-        attended, kept = attend(q, k, v)
-        taps["o"] = attended.reshape(*x.shape[:-1], -1)
-        x = x + apply("o", taps["o"])
-        taps["gate_up"] = self.mlp_norm(x)
-        gate, up = jnp.split(apply("gate_up", taps["gate_up"]), 2, axis=-1)
-        taps["down"] = jax.nn.silu(gate) * up
-        return x + apply("down", taps["down"]), kept, taps
+        def read(x: Array) -> tuple[Array, Array]:
+            h = self.attention_norm(x)
+            return apply("qkv", h), h
+
+        def write(x: Array, attended: Array) -> tuple[Array, Taps]:
+            x = x + apply("o", attended)
+            h = self.mlp_norm(x)
+            gate, up = jnp.split(apply("gate_up", h), 2, axis=-1)
+            product = jax.nn.silu(gate) * up
+            return x + apply("down", product), {"o": attended, "gate_up": h, "down": product}
+
+        each = map_tokens if probes is None else (lambda f, *arrays: f(*arrays))
+        y, h = each(read, x)
+        attended, kept = attend(*self._heads(y, table))
+        x, taps = each(write, x, attended.reshape(*x.shape[:-1], -1))
+        return x, kept, {"qkv": h, **taps}
 
     def _heads(self, y: Array, table: Array) -> tuple[Array, Array, Array]:
         """Queries grouped by the key-value head that they share, keys and values; positions in place."""

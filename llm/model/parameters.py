@@ -3,11 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..checkpoints.layout import tensor_shapes
 from ..config import ModelConfig
 from ..errors import OccError
+from ..roles import EMBEDDING, FINAL_NORM, HEAD
+from ..weights import Weights
 from .layers import LINEARS
 from .llama import Params
 
@@ -36,27 +40,34 @@ def projection_rows(config: ModelConfig) -> dict[str, tuple[str, slice]]:
     return rows
 
 
-def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor in a checkpoint of this model."""
-    width, q_size = config.hidden_size, config.num_heads * config.head_dim
-    d_in = {"qkv": width, "o": q_size, "gate_up": width, "down": config.intermediate_size}
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, width)}
-    for layer in range(config.num_layers):
-        prefix = f"model.layers.{layer}."
-        for projection, (linear, rows) in projection_rows(config).items():
-            shapes[f"{prefix}{projection}.weight"] = (rows.stop - rows.start, d_in[linear])
-            if _has_bias(config, linear):
-                shapes[f"{prefix}{projection}.bias"] = (rows.stop - rows.start,)
-        shapes |= {f"{prefix}{name}.weight": (width,) for name in _NORMS.values()}
-        if config.qk_norm:
-            shapes |= {f"{prefix}{name}.weight": (config.head_dim,) for name in _HEAD_NORMS.values()}
-    shapes["model.norm.weight"] = (width,)
-    if not config.tie_word_embeddings:
-        shapes["lm_head.weight"] = (config.vocab_size, width)
-    return shapes
+def block_params(config: ModelConfig, weights: Weights, layer: int, dtype: Any = jnp.float32) -> dict[str, Any]:
+    """Parameters of one block as arrays on the host; each of its tensors is read once.
+
+    Args:
+        config: of the model.
+        weights: Hugging Face tensor name -> array.
+        layer: number of the block.
+        dtype: of the parameters.
+
+    Raises:
+        OccError: if a tensor is missing or has another shape than the config says.
+    """
+    params: dict[str, Any] = {}
+    prefix = f"model.layers.{layer}."
+    shapes = {n: shape for n, shape in tensor_shapes(config).items() if n.startswith(prefix)}
+    for linear, projections in LINEARS.items():
+        params[linear] = {}
+        for kind in ("weight", "bias"):
+            names = [f"{prefix}{projection}.{kind}" for projection in projections]
+            if names[0] in shapes:
+                params[linear][kind] = np.concatenate([_read(weights, n, shapes[n], dtype) for n in names])
+    for norm, name in _norms(config).items():
+        name = f"{prefix}{name}.weight"
+        params[norm] = {"gain": _read(weights, name, shapes[name], dtype)}
+    return params
 
 
-def params_from_weights(config: ModelConfig, weights: Mapping[str, np.ndarray], dtype: Any = jnp.float32) -> Params:
+def params_from_weights(config: ModelConfig, weights: Weights, dtype: Any = jnp.float32) -> Params:
     """Stack the tensors of a checkpoint into the parameters of the network, reading each of them once.
 
     Args:
@@ -70,76 +81,65 @@ def params_from_weights(config: ModelConfig, weights: Mapping[str, np.ndarray], 
     """
     shapes = tensor_shapes(config)
     _check_names(config, shapes, weights)
-
-    def read(name: str) -> np.ndarray:
-        array = weights[name]
-        if array.shape != shapes[name]:
-            raise OccError(
-                f"tensor {name!r} has shape {array.shape}, but the model config says {shapes[name]}; "
-                "config.json and the weights are not of the same model."
-            )
-        return array
-
-    def stack(names: list[str]) -> jnp.ndarray:
-        """Stack one tensor (or several, one above the other) of every layer."""
-        first = 0
-        rows = [shapes[f"model.layers.0.{name}"][0] for name in names]
-        out = np.empty((config.num_layers, sum(rows), *shapes[f"model.layers.0.{names[0]}"][1:]), jnp.dtype(dtype))
-        for name, count in zip(names, rows, strict=True):
-            for layer in range(config.num_layers):
-                out[layer, first : first + count] = read(f"model.layers.{layer}.{name}")
-            first += count
-        return jnp.asarray(out)
-
-    blocks: dict[str, Any] = {}
-    for linear, projections in LINEARS.items():
-        blocks[linear] = {"weight": stack([f"{projection}.weight" for projection in projections])}
-        if _has_bias(config, linear):
-            blocks[linear]["bias"] = stack([f"{projection}.bias" for projection in projections])
-    for norm, name in (_NORMS | (_HEAD_NORMS if config.qk_norm else {})).items():
-        blocks[norm] = {"gain": stack([f"{name}.weight"])}
-    params = {"embedding": jnp.asarray(read("model.embed_tokens.weight"), dtype), "blocks": blocks}
-    params["norm"] = {"gain": jnp.asarray(read("model.norm.weight"), dtype)}
+    first = block_params(config, weights, 0, dtype)
+    stacks = jax.tree.map(lambda array: np.empty((config.num_layers, *array.shape), array.dtype), first)
+    for layer in range(config.num_layers):
+        params = first if layer == 0 else block_params(config, weights, layer, dtype)
+        jax.tree.map(lambda stack, array, at=layer: stack.__setitem__(at, array), stacks, params)
+    params = {
+        "embedding": _read(weights, EMBEDDING, shapes[EMBEDDING], dtype),
+        "blocks": stacks,
+        "norm": {"gain": _read(weights, FINAL_NORM, shapes[FINAL_NORM], dtype)},
+    }
     if not config.tie_word_embeddings:
-        params["head"] = jnp.asarray(read("lm_head.weight"), dtype)
-    return params
+        params["head"] = _read(weights, HEAD, shapes[HEAD], dtype)
+    return jax.tree.map(jnp.asarray, params)
 
 
 def weights_from_params(config: ModelConfig, params: Params) -> dict[str, np.ndarray]:
     """Tensors of a Hugging Face checkpoint; the inverse of :func:`params_from_weights`."""
-    weights = {"model.embed_tokens.weight": np.asarray(params["embedding"])}
+    weights = {EMBEDDING: np.asarray(params["embedding"])}
     for projection, (linear, rows) in projection_rows(config).items():
         for kind, stacked in params["blocks"][linear].items():
             for layer, array in enumerate(np.asarray(stacked)):
                 weights[f"model.layers.{layer}.{projection}.{kind}"] = array[rows]
-    for norm, name in (_NORMS | (_HEAD_NORMS if config.qk_norm else {})).items():
+    for norm, name in _norms(config).items():
         for layer, gain in enumerate(np.asarray(params["blocks"][norm]["gain"])):
             weights[f"model.layers.{layer}.{name}.weight"] = gain
-    weights["model.norm.weight"] = np.asarray(params["norm"]["gain"])
-    if "head" in params:
-        weights["lm_head.weight"] = np.asarray(params["head"])
-    return weights
+    weights[FINAL_NORM] = np.asarray(params["norm"]["gain"])
+    if not config.tie_word_embeddings:
+        weights[HEAD] = np.asarray(params["head"])
+    return {name: weights[name] for name in tensor_shapes(config)}
 
 
-def _has_bias(config: ModelConfig, linear: str) -> bool:
-    return {
-        "qkv": config.attention_bias,
-        "o": config.attention_output_bias,
-        "gate_up": config.mlp_bias,
-        "down": config.mlp_bias,
-    }[linear]
+def _norms(config: ModelConfig) -> Mapping[str, str]:
+    return _NORMS | (_HEAD_NORMS if config.qk_norm else {})
 
 
-def _check_names(config: ModelConfig, shapes: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> None:
+def _read(weights: Weights, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    try:
+        array = np.asarray(weights[name], dtype)
+    except KeyError:
+        raise OccError(f"the checkpoint lacks tensor {name!r}; was a shard left out?") from None
+    if array.shape != shape:
+        raise OccError(
+            f"tensor {name!r} has shape {array.shape}, but the model config says {shape}; "
+            "config.json and the weights are not of the same model."
+        )
+    return array
+
+
+def _check_names(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], weights: Weights) -> None:
     names = set(weights)
     if missing := sorted(set(shapes) - names):
         raise OccError(
             f"the checkpoint lacks {len(missing)} of the {len(shapes)} tensors of this {config.family} model, "
             f"among them {missing[0]!r}; was a shard left out?"
         )
-    spare = {n for n in names - set(shapes) if not n.endswith("rotary_emb.inv_freq")}
-    if unknown := sorted(spare - ({"lm_head.weight"} if config.tie_word_embeddings else set())):
+    redundant = {HEAD} if config.tie_word_embeddings else set()
+    spare = {n for n in names - set(shapes) - redundant if not n.endswith("rotary_emb.inv_freq")}
+    if spare:
         raise OccError(
-            f"the checkpoint holds {len(unknown)} tensors that this {config.family} model has no use for, "
-            f"among them {unknown[0]!r}; config.json and the weights are not of the same model."
+            f"the checkpoint holds {len(spare)} tensors that this {config.family} model has no use for, "
+            f"among them {min(spare)!r}; config.json and the weights are not of the same model."
         )
