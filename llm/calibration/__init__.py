@@ -8,6 +8,7 @@ from .moments import CompensatedSum, gram, sum_of_squares, zero_sum
 from .sequential import QuantizedPrefix
 from .statistics import Statistics, rotate_statistics, sandwich, statistic_shapes
 from .storage import load_statistics, save_statistics
+from .text import calibration_windows
 
 __all__ = [
     "CompensatedSum",
@@ -15,6 +16,7 @@ __all__ = [
     "QuantizedPrefix",
     "Statistics",
     "calibrate",
+    "calibration_windows",
     "check_windows",
     "draw",
     "fingerprint",

@@ -64,7 +64,9 @@ def calibrate(
     with contextlib.ExitStack() as stack:
         write: Write = tensors.__setitem__
         if path is not None:
-            write = stack.enter_context(statistics_writer(path, **about, fisher=fisher, dtype=dtype, force=force))
+            write = stack.enter_context(
+                statistics_writer(path, **about, fisher=fisher, dtype=np.dtype(dtype), force=force)
+            )
         sweep = Sweep(config, network, windows, write, key=key, batch_tokens=batch_tokens, dtype=dtype)
         (sweep.there_and_back if fisher else sweep.there)(progress)
     return Statistics(**about, tensors=tensors) if path is None else load_statistics(path)

@@ -31,7 +31,7 @@ class HeadGradient(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=("count", "length"))
-def label_bits(key: Array, first: int, *, count: int, length: int) -> UInt32[Array, "windows length"]:
+def label_bits(key: Array, first: int | Int[Array, ""], *, count: int, length: int) -> UInt32[Array, "windows length"]:
     """Random bits for the labels of some windows, the same for a window whatever batch it comes in.
 
     Args:

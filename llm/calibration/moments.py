@@ -70,7 +70,7 @@ class CompensatedSum:
     def mean(self, count: int) -> Float[np.ndarray, "..."]:
         """The sum over ``count``, divided in float64 on the host, in the dtype of the sum."""
         total = np.asarray(self.total, np.float64) - np.asarray(self.lost, np.float64)
-        return (total / count).astype(self.total.dtype)
+        return np.asarray(total / count, self.total.dtype)
 
 
 def zero_sum(shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> CompensatedSum:

@@ -11,10 +11,13 @@ IN_MEMORY_BYTES = 256 * 2**20
 
 @final
 class Spool:
-    """Last in, first out; arrays beyond :data:`IN_MEMORY_BYTES` in all go to a temporary file without a name.
+    """Last in, first out; arrays beyond some size in all go to a temporary file without a name.
 
     The forward pass pushes the input of every block, the backward pass pops them: memory does not grow with
     the depth of the network.
+
+    Args:
+        in_memory_bytes: the size, :data:`IN_MEMORY_BYTES` by default.
 
     Example:
         >>> with Spool() as spool:
@@ -24,8 +27,8 @@ class Spool:
         [[1. 1.]] [0 1 2]
     """
 
-    def __init__(self):
-        self._file = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY_BYTES)  # noqa: SIM115
+    def __init__(self, in_memory_bytes: int = IN_MEMORY_BYTES):
+        self._file = tempfile.SpooledTemporaryFile(max_size=in_memory_bytes)  # noqa: SIM115
         self._entries: list[tuple[int, tuple[int, ...], np.dtype]] = []
 
     def __enter__(self) -> "Spool":
