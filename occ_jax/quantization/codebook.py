@@ -20,7 +20,7 @@ from typing import TypeVar
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int, Int8, Int32
+from jaxtyping import Array, Bool, Float, Float32, Int8, Int32
 
 from occ_jax._pytree import pytree_dataclass, static_field
 from occ_jax.entropy.tables import FreqTable, cost_bits, from_bytes, from_counts, stack, to_bytes
@@ -32,6 +32,9 @@ SHIFTS_PER_STEP = 64
 
 REACH = 4
 """Symbols from -REACH to REACH have a reconstruction point of their own."""
+
+BITS_RESOLUTION = 1024
+"""The search knows code lengths in units of 1/1024 bit."""
 
 DENSE_WIDTH = 64
 """Widths of dense search tables are powers of two from here, so that few shapes are ever compiled."""
@@ -78,14 +81,33 @@ class SearchTables:
     """A codebook unfolded for the encoder's search: dense, in floats, over one range of symbols.
 
     Attributes:
-        bits: code length of each symbol; the first and the last column stand for all symbols beyond.
-        shift: reconstruction point minus index of each symbol, in steps.
+        entries: code length in 1/1024 bits and, in the low 8 bits, the shift plus 128, of each symbol: the search
+            looks up one word. The first and the last column stand for all symbols beyond.
         first: symbol of the first column.
     """
 
-    bits: Float32[Array, "tables width"]
-    shift: Float32[Array, "tables width"]
+    entries: Int32[Array, "tables width"]
     first: Int32[Array, ""]
+
+    @property
+    def bits(self) -> Float32[Array, "tables width"]:
+        """Code length of each symbol."""
+        return entry_bits(self.entries)
+
+    @property
+    def num_tables(self) -> int:
+        """Number of tables."""
+        return self.entries.shape[0]
+
+
+def entry_bits(entry: Int32[Array, "..."]) -> Float32[Array, "..."]:
+    """Code length in an entry of :class:`SearchTables`."""
+    return (entry >> 8).astype(jnp.float32) * (1 / BITS_RESOLUTION)
+
+
+def entry_shift(entry: Int32[Array, "..."]) -> Float32[Array, "..."]:
+    """Reconstruction point minus index, in steps, in an entry of :class:`SearchTables`."""
+    return ((entry & 255) - 128).astype(jnp.float32) * (1 / SHIFTS_PER_STEP)
 
 
 def search_tables(codebook: Codebook) -> SearchTables:
@@ -100,14 +122,10 @@ def search_tables(codebook: Codebook) -> SearchTables:
         width *= 2
     column = np.arange(width)[None, :] + first - offset[:, None]
     column = np.where((column >= 0) & (column < freq.shape[1]), column, freq.shape[1])
-    shift = np.zeros((len(offset), width), np.float32)
+    entries = np.rint(np.take_along_axis(bits, column, 1) * BITS_RESOLUTION).astype(np.int32) << 8 | 128
     near = np.arange(-REACH, REACH + 1) - first
-    shift[:, near] = np.asarray(codebook.shifts, np.float32) / SHIFTS_PER_STEP
-    return SearchTables(
-        bits=jnp.asarray(np.take_along_axis(bits, column, 1), jnp.float32),
-        shift=jnp.asarray(shift),
-        first=jnp.asarray(first, jnp.int32),
-    )
+    entries[:, near] += np.asarray(codebook.shifts, np.int32)
+    return SearchTables(jnp.asarray(entries), jnp.asarray(first, jnp.int32))
 
 
 _Integers = TypeVar("_Integers", Array, np.ndarray)
@@ -194,7 +212,7 @@ def estimate(statistics: Statistics, num_states: int, *, precision: int = 12) ->
     return Codebook(tables, jnp.asarray(shifts, jnp.int8), num_states)
 
 
-def _stored(codebook: Codebook) -> Int[np.ndarray, "tables points"]:
+def _stored(codebook: Codebook) -> Bool[np.ndarray, "tables points"]:
     """Which shifts are written: those of symbols with a frequency."""
     freq, offset = np.asarray(codebook.tables.freq)[:, :-1], np.asarray(codebook.tables.offset)
     column = np.arange(-REACH, REACH + 1)[None, :] - offset[:, None]

@@ -52,23 +52,27 @@ class Window(NamedTuple):
     """The blocks that are not decided, oldest first in ``residual`` and ``end``.
 
     Attributes:
-        residual: residuals of each survivor.
+        residual: residuals of each survivor (state and row), side by side so that they move as one.
         end: state in which each survivor ended each block.
         decision: bits that led to each state, from each block's own search; a ring, block ``i`` in slot ``i % blocks``.
         q: indices that led to each state; likewise.
     """
 
-    residual: Float32[Array, "blocks block states rows"]
+    residual: Float32[Array, "survivors columns"]
     end: Int32[Array, "blocks states rows"]
     decision: Int32[Array, "blocks block states rows"]
     q: Int32[Array, "blocks block states rows"]
 
 
+def _flat(state: Int32[Array, "states rows"]) -> Int32[Array, "states rows"]:
+    """Number of the survivor that is in ``state[s, n]`` of row ``n``."""
+    num_rows = state.shape[1]
+    return state * num_rows + jnp.arange(num_rows, dtype=jnp.int32)[None, :]
+
+
 def _at_state(x: Array, state: Int32[Array, "states rows"]) -> Array:
     """``x[..., state[s, n], n]`` for every entry of ``state``."""
-    num_rows = x.shape[-1]
-    flat = x.reshape(*x.shape[:-2], -1)
-    return flat.at[..., state * num_rows + jnp.arange(num_rows, dtype=jnp.int32)[None, :]].get(mode="clip")
+    return x.reshape(*x.shape[:-2], -1).at[..., _flat(state)].get(mode="clip")
 
 
 def _extend(
@@ -148,7 +152,7 @@ def search_rows(
         class_shift: ``shift`` of the scale classes.
     """
     num_columns, num_rows = t.shape
-    num_classes = tables.bits.shape[0] // num_parities(num_states)
+    num_classes = tables.num_tables // num_parities(num_states)
 
     def class_of(level):
         return jnp.clip((row_level + level) >> class_shift, 0, num_classes - 1)
@@ -159,25 +163,25 @@ def search_rows(
     def visit(carry, first):
         metric, window, residuals, q = carry
         coupling = lax.dynamic_slice_in_dim(columns.coupling, first, block, axis=1)
-        near = lax.dynamic_slice_in_dim(coupling, first, delay * block).reshape(delay, block, block)
+        near = lax.dynamic_slice_in_dim(coupling, first, delay * block)
         inside = lax.dynamic_slice_in_dim(coupling, first + delay * block, block)
         values = lax.dynamic_slice_in_dim(t, first, block) - coupling[:num_columns].T @ residuals
-        values = values[:, None, :] - jnp.tensordot(near, window.residual, axes=((0, 1), (0, 1)))
+        values = values[:, None, :] - (window.residual @ near).T.reshape(block, num_states, num_rows)
         of_block = (lax.dynamic_slice_in_dim(x, first, block) for x in (columns.weight, columns.level))
         index = jnp.arange(block, dtype=jnp.int32)
         carry, (decision, of_state) = lax.scan(extend, (metric, states, values), (index, inside, *of_block))
         metric, origin, residual = carry
 
-        moved, end = _at_state(window.residual, origin), _at_state(window.end, origin)
+        moved, end = window.residual[_flat(origin).reshape(-1)], _at_state(window.end, origin)
         best = jnp.argmin(metric, axis=0).astype(jnp.int32)[None]
         oldest = _at_state(end[0], best)
         metric = jnp.where(end[0] == oldest, metric - metric.min(axis=0, keepdims=True), jnp.inf)
         slot = (first // block) % delay
         path = [lax.dynamic_index_in_dim(x, slot, keepdims=False) for x in (window.decision, window.q)]
-        residuals = lax.dynamic_update_slice_in_dim(residuals, _at_state(moved[0], best)[:, 0], first, axis=0)
+        residuals = lax.dynamic_update_slice_in_dim(residuals, moved[_flat(best)[0], :block].T, first, axis=0)
         q = lax.dynamic_update_slice_in_dim(q, _trace(*path, oldest[0], num_states), first, axis=0)
         window = Window(
-            jnp.concatenate([moved[1:], residual[None]]),
+            jnp.concatenate([moved[:, block:], residual.reshape(block, -1).T], axis=1),
             jnp.concatenate([end[1:], states[None]]),
             lax.dynamic_update_index_in_dim(window.decision, decision, slot, axis=0),
             lax.dynamic_update_index_in_dim(window.q, of_state, slot, axis=0),
@@ -191,7 +195,7 @@ def search_rows(
     start = (
         jnp.where(states == 0, 0.0, jnp.inf).astype(jnp.float32),
         Window(
-            zeros(*undecided),
+            jnp.zeros((num_states * num_rows, delay * block), jnp.float32),
             zeros(delay, num_states, dtype=jnp.int32),
             zeros(*undecided, dtype=jnp.int32),
             zeros(*undecided, dtype=jnp.int32),
@@ -202,11 +206,10 @@ def search_rows(
     num_blocks = num_columns // block
     (metric, window, residuals, q), _ = lax.scan(visit, start, block * jnp.arange(num_blocks, dtype=jnp.int32))
     best = jnp.argmin(metric, axis=0).astype(jnp.int32)[None]
-    all_q, all_residuals = [q], [residuals]
+    all_q, all_residuals = [q], [residuals, window.residual[_flat(best)[0]].T]
     for i in range(delay):
         slot = (num_blocks + i) % delay
         end = _at_state(window.end[i], best)[0]
         all_q.append(_trace(window.decision[slot], window.q[slot], end, num_states))
-        all_residuals.append(_at_state(window.residual[i], best)[:, 0])
     # The first `delay` blocks of both are those before the first column.
     return tuple(jnp.concatenate(parts)[delay * block :] for parts in (all_q, all_residuals))

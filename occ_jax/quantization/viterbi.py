@@ -24,7 +24,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Float32, Int32, UInt8
 
 from occ_jax.quantization.base import to_index
-from occ_jax.quantization.codebook import SearchTables, symbol, table_index
+from occ_jax.quantization.codebook import SearchTables, entry_bits, entry_shift, symbol, table_index
 from occ_jax.quantization.row_parallel import Devices, over_rows
 from occ_jax.quantization.ungerboeck import PARITY_CHECKS, check_num_states, predecessors
 
@@ -45,14 +45,14 @@ def best_in_subset(
     subset = jnp.asarray(subset, jnp.int32)
     near = subset + modulus * to_index(jnp.round((t - subset.astype(t.dtype)) * (1 / modulus)))
     inner = near - jnp.where(near > 0, modulus, -modulus)
-    width = tables.bits.shape[1]
+    num_columns = tables.entries.shape[1]
 
     def price(q):
-        column = jnp.clip(symbol(q, num_states) - tables.first, 0, width - 1)
-        where = table_index(q, classes, num_states) * width + column
-        residual = (t - q.astype(t.dtype)) - tables.shift.reshape(-1).at[where].get(mode="promise_in_bounds")
-        bits = tables.bits.reshape(-1).at[where].get(mode="promise_in_bounds")
-        return residual * residual + lmbda * bits, residual
+        column = jnp.clip(symbol(q, num_states) - tables.first, 0, num_columns - 1)
+        where = table_index(q, classes, num_states) * num_columns + column
+        entry = tables.entries.reshape(-1).at[where].get(mode="promise_in_bounds")
+        residual = (t - q.astype(t.dtype)) - entry_shift(entry)
+        return residual * residual + lmbda * entry_bits(entry), residual
 
     (cost, residual), (inner_cost, inner_residual) = price(near), price(inner)
     better = inner_cost < cost
