@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int32
@@ -167,8 +166,9 @@ def _dequantize(coded: CodedTensor, q: Int32[np.ndarray, "..."], levels: Levels 
     if not q.size:
         return np.zeros(coded.shape, np.float32)
     if levels is None:
-        y = jnp.asarray(integers.dequantize_affine(coded, q))
+        y = integers.dequantize_affine(coded, q)
     else:
         y = lattice.dequantize_lattice(q.reshape(shape), levels, require_codebook(coded))
-    w: jax.Array = undo_axes(y, left, right)
-    return np.asarray(w).reshape(coded.shape)
+    if left is not None or right is not None:
+        y = np.asarray(undo_axes(jnp.asarray(y), left, right))
+    return y.reshape(coded.shape)

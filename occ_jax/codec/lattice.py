@@ -1,18 +1,17 @@
 """The codec of entropy-coded indices: levels, lanes of rANS words and a shared codebook, scalar or along a trellis."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float32, Int, Int32, UInt8
+from jaxtyping import Array, Float32, Int, Int32
 
 from occ_jax._pytree import replace
 from occ_jax.codec.axes import write_axes
-from occ_jax.codec.buckets import bucket
+from occ_jax.codec.buckets import lane_bucket, step_bucket
 from occ_jax.codec.errors import damaged
+from occ_jax.codec.host import encode_on_host, is_small
 from occ_jax.codec.lanes import Lanes
 from occ_jax.codec.levels import Levels
 from occ_jax.codec.spec import DEFAULT_MATRIX_BITS
@@ -27,10 +26,10 @@ from occ_jax.codec.tensor import (
 )
 from occ_jax.entropy.rans import encode
 from occ_jax.entropy.streams import Streams, compact, concatenate, pack, unpack
-from occ_jax.entropy.tables import FreqTable
 from occ_jax.entropy.varint import ByteReader
-from occ_jax.quantization.codebook import Codebook, reconstruct
-from occ_jax.quantization.trellis_coding import is_path, rows_per_lane
+from occ_jax.quantization.codebook import REACH, SHIFTS_PER_STEP, Codebook
+from occ_jax.quantization.trellis_coding import rows_per_lane
+from occ_jax.quantization.ungerboeck import next_states
 from occ_jax.transforms import Transform
 
 SECTIONS = ("levels", "transforms", "lanes", "indices", "padding")
@@ -39,8 +38,11 @@ SECTIONS = ("levels", "transforms", "lanes", "indices", "padding")
 MAX_LANE_STEPS = 1 << 26
 """Most symbols that one lane may hold."""
 
+MAX_CLASSES = 256
+"""Most scale classes of a codebook."""
+
 _ENCODE_SYMBOLS = 1 << 23
-_FIRST_ESCAPES = 1 << 12
+_BLOCK = 1 << 17
 
 
 def encode_lattice(
@@ -76,14 +78,16 @@ def encode_lattice(
     q = np.asarray(q).astype(np.int32).reshape(rows, cols)
     if levels.shape != (rows, cols):
         raise ValueError(f"levels are for a matrix {levels.shape}, the indices form one of {(rows, cols)}")
+    if codebook.num_classes > MAX_CLASSES:
+        raise ValueError(f"the codebook has {codebook.num_classes} classes, a file at most {MAX_CLASSES}")
     if cols > MAX_LANE_STEPS:
         raise ValueError(f"rows of {cols} indices are longer than {MAX_LANE_STEPS}: reshape the tensor")
     levels.steps()
-    if q.size and not is_path(jnp.asarray(q), codebook.num_states):
+    if not _is_path(q, codebook.num_states):
         raise ValueError(f"the indices are not paths of the {codebook.num_states}-state trellis of the codebook")
     num_lanes = max(1, -(-rows // rows_per_lane(cols, lane_symbols)))
     lanes = Lanes(rows=rows, cols=cols, rows_per_lane=max(1, -(-rows // num_lanes)))  # as even as possible
-    head, body = _split_pack(pack(_encode_lanes(q, levels, codebook, lanes)), lanes.count)
+    head, body = _split_pack(_encode_lanes(q, levels, codebook, lanes), lanes.count)
     fields, side_info = write_axes(left, right, matrix_bits)
     sections = {"levels": levels.to_bytes() if q.size else b"", "transforms": side_info}
     sections |= {"lanes": head, "indices": body}
@@ -99,8 +103,21 @@ def encode_lattice(
     return CodedTensor(spec=spec, shape=shape, sections=sections, codebook=codebook)
 
 
-def _encode_lanes(q: Int32[np.ndarray, "rows cols"], levels: Levels, codebook: Codebook, lanes: Lanes) -> Streams:
-    """Encode a few lanes at a time, so that the encoder's arrays stay small."""
+def _is_path(q: Int32[np.ndarray, "rows cols"], num_states: int) -> bool:
+    """Whether every row is a path: on the host, where a new shape costs nothing."""
+    if num_states == 1:
+        return True
+    following = next_states(num_states).astype(np.int16)
+    state = np.zeros(len(q), np.int16)
+    for column in np.ascontiguousarray(q.T):
+        if ((column ^ state) & 1).any():
+            return False
+        state = following[state, (column >> 1) & 1]
+    return True
+
+
+def _encode_lanes(q: Int32[np.ndarray, "rows cols"], levels: Levels, codebook: Codebook, lanes: Lanes) -> bytes:
+    """Packed streams, encoded a few lanes at a time, so that the encoder's arrays stay small."""
     num_classes, num_states = codebook.num_classes, codebook.num_states
     per_call = max(1, _ENCODE_SYMBOLS // max(lanes.steps, 1))
     lengths, parts = lanes.lengths(), []
@@ -111,22 +128,16 @@ def _encode_lanes(q: Int32[np.ndarray, "rows cols"], levels: Levels, codebook: C
         classes = levels.classes(num_classes, rows).astype(np.int32)
         contexts = classes if num_states == 1 else 2 * classes + (part & 1)
         symbols = part if num_states == 1 else part >> 1
-        fill = ((0, bucket(last - first) - (last - first)), (0, 0))
-        symbols = np.pad(lanes.split(symbols, 0, last - first), fill)
-        contexts = np.pad(lanes.split(contexts, 0, last - first), fill)
-        length = np.pad(lengths[first:last], fill[0])
-        streams = _encode_with_room(symbols, codebook.tables, contexts, length)
+        length = lengths[first:last]
+        symbols, contexts = (lanes.split(x, 0, last - first) for x in (symbols, contexts))
+        if is_small(last - first, lanes.steps, codebook.tables):
+            parts.append(encode_on_host(symbols, codebook.tables, contexts, length))
+            continue
+        fill = (0, lane_bucket(last - first) - (last - first)), (0, step_bucket(lanes.steps) - lanes.steps)
+        symbols, contexts, length = np.pad(symbols, fill), np.pad(contexts, fill), np.pad(length, fill[0])
+        streams = encode(jnp.asarray(symbols), codebook.tables, jnp.asarray(contexts), jnp.asarray(length))
         parts.append(_first_lanes(streams, last - first))
-    return parts[0] if len(parts) == 1 else concatenate(parts)
-
-
-def _encode_with_room(symbols: np.ndarray, tables: FreqTable, contexts: np.ndarray, lengths: np.ndarray) -> Streams:
-    def attempt(room: int) -> Streams:
-        return encode(jnp.asarray(symbols), tables, jnp.asarray(contexts), jnp.asarray(lengths), max_escapes=room)
-
-    streams = attempt(_FIRST_ESCAPES)
-    needed = int(np.asarray(streams.escape_counts, np.int64).sum())
-    return streams if needed <= _FIRST_ESCAPES else attempt(1 << (needed - 1).bit_length())
+    return pack(concatenate(parts)) if parts else b""
 
 
 def _first_lanes(streams: Streams, count: int) -> Streams:
@@ -170,7 +181,8 @@ def read_lattice(coded: CodedTensor) -> tuple[Levels, Lanes, Streams]:
     rows, cols = matrix_shape(coded.shape)
     spec, sections = coded.spec, coded.sections
     lanes = Lanes(rows=rows, cols=cols, rows_per_lane=spec["rows_per_lane"])
-    require_codebook(coded)
+    if require_codebook(coded).num_classes > MAX_CLASSES:
+        raise damaged(coded.place, f"its codebook has more than {MAX_CLASSES} classes")
     if not lanes.count:
         return Levels.constant(1.0, (0, 0)), lanes, unpack(b"", lanes.lengths())
     if any(sections["padding"]):
@@ -186,20 +198,27 @@ def read_lattice(coded: CodedTensor) -> tuple[Levels, Lanes, Streams]:
     return levels, lanes, streams
 
 
-def dequantize_lattice(q: Int32[np.ndarray, "rows cols"], levels: Levels, codebook: Codebook) -> Float32[Array, "r c"]:
-    """Coefficients of the indices, before any inverse transform."""
-    classes = None if codebook.num_classes == 1 else jnp.asarray(levels.classes(codebook.num_classes))
-    rows, cols = levels.steps()
-    return _dequantize(jnp.asarray(q), classes, jnp.asarray(rows), jnp.asarray(cols), codebook)
+def dequantize_lattice(
+    q: Int32[np.ndarray, "rows cols"], levels: Levels, codebook: Codebook
+) -> Float32[np.ndarray, "rows cols"]:
+    """Coefficients of the indices, before any inverse transform.
 
-
-@partial(jax.jit)
-def _dequantize(
-    q: Int32[Array, "rows cols"],
-    classes: UInt8[Array, "rows cols"] | None,
-    row_steps: Float32[Array, " rows"],
-    col_steps: Float32[Array, " cols"],
-    codebook: Codebook,
-) -> Float32[Array, "rows cols"]:
-    classes = jnp.zeros(q.shape, jnp.int32) if classes is None else classes.astype(jnp.int32)
-    return reconstruct(q, classes, codebook) * col_steps[None, :] * row_steps[:, None]
+    On the host, by float32 products whose order is fixed: the same bits on every machine.
+    """
+    row_steps, col_steps = levels.steps()
+    shifts = np.asarray(codebook.shifts, np.float32) / SHIFTS_PER_STEP
+    shifts = np.pad(shifts, ((0, 0), (1, 1))).ravel()  # zero for all symbols beyond those with a shift of their own
+    width, parities = 2 * REACH + 3, codebook.num_parities
+    y = np.empty(q.shape, np.float32)
+    block = max(1, _BLOCK // max(q.shape[1], 1))
+    for first in range(0, len(q), block):
+        rows = slice(first, first + block)
+        symbol = q[rows] >> (parities - 1)
+        where = np.clip(symbol, -REACH - 1, REACH + 1, out=symbol)
+        where += (q[rows] & (parities - 1)) * width + REACH + 1
+        if codebook.num_classes > 1:
+            where += levels.classes(codebook.num_classes, rows) * np.int32(parities * width)
+        np.add(q[rows], shifts[where], out=y[rows], dtype=np.float32, casting="unsafe")
+        y[rows] *= col_steps[None, :]
+        y[rows] *= row_steps[rows, None]
+    return y

@@ -20,12 +20,13 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Float32, Float64
+from jaxtyping import Float, Float32, Float64, Int32
 
+from occ_jax.codec.host import decode_on_host, encode_on_host, is_small
 from occ_jax.codec.lanes import Lanes
 from occ_jax.entropy.rans import decode, encode
-from occ_jax.entropy.streams import pack, unpack
-from occ_jax.entropy.tables import from_bytes, from_samples, to_bytes
+from occ_jax.entropy.streams import Streams, pack, unpack
+from occ_jax.entropy.tables import FreqTable, from_bytes, from_samples, to_bytes
 from occ_jax.entropy.varint import ByteReader, write_varint
 
 MAX_MATRIX_SIZE = 1 << 14
@@ -58,8 +59,11 @@ def write_orthogonal(matrix: Float[np.ndarray, "n n"], matrix_bits: int) -> tupl
     q = np.rint(np.ldexp(matrix, exponent)).astype(np.int32)
     lanes = _lanes(n)
     table = from_samples(q, precision=14, max_symbols=1 << 12)
-    symbols = jnp.asarray(lanes.split(q, 0, lanes.count))
-    streams = pack(encode(symbols, table, lengths=jnp.asarray(lanes.lengths())))
+    symbols, lengths = lanes.split(q, 0, lanes.count), lanes.lengths()
+    if is_small(lanes.count, lanes.steps, table):
+        streams = pack(encode_on_host(symbols, table, np.zeros_like(symbols), lengths))
+    else:
+        streams = pack(encode(jnp.asarray(symbols), table, lengths=jnp.asarray(lengths)))
     parts = (to_bytes(table), streams)
     data = b"".join(write_varint(len(part)) + part for part in parts)
     missing = -(-n * n // _MAX_ENTRIES_PER_BYTE) - len(data)
@@ -81,9 +85,22 @@ def read_orthogonal(spec: Mapping[str, Any], data: ByteReader) -> Float32[np.nda
     table, streams, fill = (data.take(data.varint()).tobytes() for _ in range(3))
     if any(fill):
         raise data.fail("fill bytes are not zero")
-    symbols = decode(unpack(streams, lanes.lengths()), from_bytes(table), num_steps=lanes.steps)
-    q = np.asarray(symbols).reshape(-1, n)[:n]
+    q = _decode_symbols(unpack(streams, lanes.lengths()), from_bytes(table), lanes, data).reshape(-1, n)[:n]
     return _orthogonalized(np.ldexp(q.astype(np.float64), -exponent), data).astype(np.float32)
+
+
+def _decode_symbols(
+    streams: Streams, table: FreqTable, lanes: Lanes, data: ByteReader
+) -> Int32[np.ndarray, "lanes steps"]:
+    if table.freq.shape[0] != 1:
+        raise data.fail("a matrix has more than one table")
+    if not is_small(lanes.count, lanes.steps, table):
+        return np.asarray(decode(streams, table, num_steps=lanes.steps))
+    zero = np.zeros(lanes.count, np.int64)
+    q, intact = decode_on_host(streams, table, lambda _: zero, lambda _, value: value, num_steps=lanes.steps)
+    if not intact.all():
+        raise data.fail("the lanes of a matrix do not end in the state in which they were begun")
+    return q
 
 
 def _lanes(n: int) -> Lanes:
