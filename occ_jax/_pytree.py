@@ -55,4 +55,4 @@ def pytree_dataclass(cls: type[_T]) -> type[_T]:
 
 def replace(obj: _T, **changes: Any) -> _T:
     """Copy of a pytree dataclass with some fields changed (checks run again)."""
-    return dataclasses.replace(obj, **changes)  # pyright: ignore[reportType]
+    return dataclasses.replace(obj, **changes)  # pyright: ignore[reportArgumentType]

@@ -26,7 +26,7 @@ FORMAT_VERSION = 1
 """Version of the container format that this writer writes (``docs/format.md``)."""
 
 _TOLERANCE = 0.005
-_MAX_ROUNDS = 3
+_MAX_CORRECTIONS = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,18 +112,16 @@ def _meet_target(
             side_info_bits=compressor.side_info_bits(),
         )
         staging.save_allocation(allocation)
-    rest = compressor.encode_rest()
-    for _ in range(_MAX_ROUNDS):
-        coded = _encode_all(compressor, network, allocation, staging, track)
-        if settings.bits is None:
-            break
-        bits = linear_bits(coded, allocation.codebook)
-        if abs(bits / settings.bits - 1) <= _TOLERANCE:
+    coded = _encode_all(compressor, network, allocation, staging, track)
+    for _ in range(_MAX_CORRECTIONS):
+        miss = 0.0 if settings.bits is None else linear_bits(coded, allocation.codebook) - settings.bits
+        if settings.bits is None or abs(miss) <= _TOLERANCE * settings.bits:
             break
         # One octave of the step is one bit of every weight that is not at zero rate.
-        allocation = Allocation(step=allocation.step * 2 ** (bits - settings.bits), codebook=allocation.codebook)
+        allocation = Allocation(step=allocation.step * 2**miss, codebook=allocation.codebook)
         staging.save_allocation(allocation)
-    return allocation.step, coded | rest
+        coded = _encode_all(compressor, network, allocation, staging, track)
+    return allocation.step, coded | compressor.encode_rest()
 
 
 def _encode_all(

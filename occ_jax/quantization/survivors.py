@@ -177,9 +177,9 @@ def search_rows(
         oldest = _at_state(end[0], best)
         metric = jnp.where(end[0] == oldest, metric - metric.min(axis=0, keepdims=True), jnp.inf)
         slot = (first // block) % delay
-        path = [lax.dynamic_index_in_dim(x, slot, keepdims=False) for x in (window.decision, window.q)]
+        decision_then, q_then = (lax.dynamic_index_in_dim(x, slot, keepdims=False) for x in (window.decision, window.q))
         residuals = lax.dynamic_update_slice_in_dim(residuals, moved[_flat(best)[0], :block].T, first, axis=0)
-        q = lax.dynamic_update_slice_in_dim(q, _trace(*path, oldest[0], num_states), first, axis=0)
+        q = lax.dynamic_update_slice_in_dim(q, _trace(decision_then, q_then, oldest[0], num_states), first, axis=0)
         window = Window(
             jnp.concatenate([moved[:, block:], residual.reshape(block, -1).T], axis=1),
             jnp.concatenate([end[1:], states[None]]),
@@ -212,4 +212,4 @@ def search_rows(
         end = _at_state(window.end[i], best)[0]
         all_q.append(_trace(window.decision[slot], window.q[slot], end, num_states))
     # The first `delay` blocks of both are those before the first column.
-    return tuple(jnp.concatenate(parts)[delay * block :] for parts in (all_q, all_residuals))
+    return jnp.concatenate(all_q)[delay * block :], jnp.concatenate(all_residuals)[delay * block :]
