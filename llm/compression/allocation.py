@@ -86,8 +86,8 @@ def allocate(
     current = solved(1.0, 0.0)
     for _ in range(MAX_PROBES):
         statistics = probe(current, codebook)
-        class_bits = mean_class_bits(statistics, codebook, fallback=class_bits)
         codebook = refined_codebook(statistics, num_states)
+        class_bits = mean_class_bits(statistics, codebook, fallback=class_bits)
         previous, current = current, solved(current, 8.0 * len(codebook_to_bytes(codebook)))
         if abs(np.log(current / previous)) < _SETTLED:
             break
