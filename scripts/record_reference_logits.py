@@ -87,7 +87,7 @@ CASES: Mapping[str, Mapping[str, Any]] = {
 
 LENGTH = 40
 POSITIONS = np.array([0, 1, 7, 16, 26, 39])
-SMOLLM2_POSITIONS = np.array([0, 1, 2, 15, 31, 63, 100, 127, 191])
+SMOLLM2_POSITIONS = np.array([0, 1, 2, 15, 31, 63, 100, 127, 180])
 TOP = 64
 
 

@@ -28,7 +28,7 @@ def apply_axes(
 
     Example:
         >>> from occ_jax.transforms import hadamard
-        >>> print(apply_axes(jnp.ones((2, 2)), hadamard(2), hadamard(2)).round(3))
+        >>> print(apply_axes(jnp.ones((2, 2)), hadamard(2), hadamard(2)).round(3) + 0.0)
         [[2. 0.]
          [0. 0.]]
     """

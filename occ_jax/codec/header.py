@@ -66,7 +66,7 @@ def write_header(header: Header) -> str:
 
     Example:
         >>> write_header(Header(producer="p", model=None, specs=[], codebooks=[], tensors={}))[:39]
-        '{"crc32":"dcd3be3d","codebooks":[],"mod'
+        '{"crc32":"165953c0","codebooks":[],"mod'
     """
     body = {
         "version": FORMAT_VERSION,

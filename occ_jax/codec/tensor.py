@@ -31,7 +31,7 @@ class CodedTensor:
     Example:
         >>> coded = CodedTensor(spec={"codec": "raw", "dtype": "float32"}, shape=(1,), sections={"values": bytes(4)})
         >>> coded.num_bytes, coded.num_bits
-        (4, 336)
+        (4, 320)
     """
 
     spec: Mapping[str, Any]

@@ -121,7 +121,7 @@ def encode(
         >>> table = from_samples(q, precision=12, max_symbols=8)
         >>> streams = encode(q, table)
         >>> len(pack(streams)), streams.escapes.tolist()
-        (19, [70000])
+        (17, [70000])
         >>> bool((decode(streams, table, num_steps=6) == q).all())
         True
     """

@@ -40,7 +40,7 @@ def take(values: Shaped[Array, " n"], index: Int[Array, "*shape"] | UInt[Array, 
 
 def _in_place(buffer: Shaped[Array, "2 lanes"], row: Shaped[Array, " lanes"]) -> Array:
     """``buffer`` with ``row`` as its first row; XLA:CPU runs an in-place update, and what feeds it, on one thread."""
-    return lax.dynamic_update_slice(buffer, row[None], (0, 0))
+    return lax.dynamic_update_slice(buffer, row[None], (jnp.int32(0), jnp.int32(0)))
 
 
 def _with_idle(tables: FreqTable) -> tuple[UInt32[Array, "tables symbols"], Int32[Array, " tables"]]:
@@ -178,7 +178,7 @@ def decode_lanes(
     def pop_block(first, state, q, size):
         columns = None if contexts is None else lax.dynamic_slice_in_dim(contexts, first, size, axis=1).T
         state, block = lax.scan(pop, state, (first + jnp.arange(size, dtype=jnp.int32), columns))
-        return state, lax.dynamic_update_slice(q, block.T, (0, first))
+        return state, lax.dynamic_update_slice(q, block.T, (jnp.int32(0), first))
 
     state = (
         streams.states,

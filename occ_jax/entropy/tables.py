@@ -10,9 +10,10 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int32, Integer, UInt32
+from jaxtyping import Array, Float, Int, Int32, Integer, UInt32
 
 from occ_jax._pytree import pytree_dataclass, static_field
+from occ_jax.entropy.empirical import value_counts
 from occ_jax.entropy.varint import ByteReader, unzigzag, write_varint, write_varints, zigzag
 
 MAX_PRECISION = 16
@@ -127,27 +128,29 @@ def normalize_counts(counts: Integer[np.ndarray, " n"], total: int) -> Integer[n
     return np.asarray(freq, np.int64)
 
 
-def from_counts(counts: Integer[np.ndarray, " values"], offset: int, precision: int = 12) -> FreqTable:
-    """Table of the values ``offset, offset + 1, ...`` from how often each occurs, plus an escape of frequency 1.
+def from_counts(
+    counts: Integer[np.ndarray, " values"], offset: int, precision: int = 12, *, escape_count: int = 0
+) -> FreqTable:
+    """Table of the values ``offset, offset + 1, ...`` from how often each occurs, and an escape for all others.
 
     Args:
         counts: occurrences, not negative; may be empty (then every value is an escape).
         offset: the value of the first count.
         precision: bits of the frequencies.
+        escape_count: occurrences of other values.
 
     Example:
         >>> from_counts(np.array([1, 2, 1]), offset=-1, precision=4).freq
         Array([4, 7, 4, 1], dtype=uint32)
     """
     _check_precision(precision)
-    counts = np.asarray(counts)
-    codable = (1 << precision) - 1
-    freq = normalize_counts(counts, codable) if counts.size else np.zeros(0, np.int64)
-    freq = np.append(freq, (1 << precision) - freq.sum())
+    freq = normalize_counts(np.append(np.asarray(counts, np.int64), escape_count), 1 << precision)
     return FreqTable(jnp.asarray(freq, jnp.uint32), jnp.asarray(offset, jnp.int32), precision)
 
 
-def from_samples(q: Integer[np.ndarray, "..."], precision: int = 12, *, max_symbols: int = 256) -> FreqTable:
+def from_samples(
+    q: Integer[np.ndarray, "..."] | Int[Array, "..."], precision: int = 12, *, max_symbols: int = 256
+) -> FreqTable:
     r"""Table of the values seen in ``q``, its far tails left to the escape.
 
     The range starts as that of the data and loses its outermost value while that makes the code shorter: keeping a
@@ -165,7 +168,7 @@ def from_samples(q: Integer[np.ndarray, "..."], precision: int = 12, *, max_symb
         (-1, 4)
     """
     _check_precision(precision)
-    values, counts = np.unique(np.asarray(q, np.int64), return_counts=True)
+    values, counts = value_counts(q)
     room = min(max_symbols, 1 << precision) - 1
     price = counts.sum() * np.log2(np.e) / 2**precision
     gaps = np.maximum(np.diff(values, prepend=values[:1]), 1)  # symbols that the low side's next value is away
@@ -179,7 +182,7 @@ def from_samples(q: Integer[np.ndarray, "..."], precision: int = 12, *, max_symb
         return from_counts(np.zeros(0, np.int64), 0, precision)
     dense = np.zeros(values[hi - 1] - values[lo] + 1, np.int64)
     dense[values[lo:hi] - values[lo]] = counts[lo:hi]
-    return from_counts(dense, int(values[lo]), precision)
+    return from_counts(dense, int(values[lo]), precision, escape_count=int(counts.sum() - dense.sum()))
 
 
 def stack(tables: Sequence[FreqTable]) -> FreqTable:

@@ -18,6 +18,9 @@ of :math:`R` levels per octave have :math:`\epsilon^2 = (\ln 2 / R)^2 / 12`, tha
 :math:`R = 4` and 0.0009 bit at :math:`R = 8`, once for each rounding.
 """
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Int32
@@ -49,8 +52,8 @@ def class_sigmas(num_classes: int = NUM_CLASSES) -> Float[np.ndarray, " classes"
 
 
 def scale_classes(
-    row_level: Int[Array, "*batch rows"],
-    column_level: Int[Array, "*batch columns"],
+    row_level: Int[Array, "*batch rows"] | Int[np.ndarray, "*batch rows"],
+    column_level: Int[Array, "*batch columns"] | Int[np.ndarray, "*batch columns"],
     num_classes: int = NUM_CLASSES,
     *,
     shift: int = 0,
@@ -82,6 +85,7 @@ def from_levels(level: Int[Array, "..."], resolution: int) -> Float[Array, "..."
     return jnp.exp2(level.astype(jnp.float32) / resolution)
 
 
+@partial(jax.jit, static_argnames=("shift", "num_iterations"))
 def fit_class_levels(
     t: Float[Array, "*batch rows columns"], *, shift: int = CLASS_SHIFT, num_iterations: int = 3
 ) -> tuple[Int32[Array, "*batch rows"], Int32[Array, "*batch columns"]]:

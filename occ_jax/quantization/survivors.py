@@ -23,8 +23,10 @@ References:
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float32, Int32
@@ -206,10 +208,10 @@ def search_rows(
     num_blocks = num_columns // block
     (metric, window, residuals, q), _ = lax.scan(visit, start, block * jnp.arange(num_blocks, dtype=jnp.int32))
     best = jnp.argmin(metric, axis=0).astype(jnp.int32)[None]
-    all_q, all_residuals = [q], [residuals, window.residual[_flat(best)[0]].T]
-    for i in range(delay):
-        slot = (num_blocks + i) % delay
-        end = _at_state(window.end[i], best)[0]
-        all_q.append(_trace(window.decision[slot], window.q[slot], end, num_states))
-    # The first `delay` blocks of both are those before the first column.
-    return jnp.concatenate(all_q)[delay * block :], jnp.concatenate(all_residuals)[delay * block :]
+    slots = (num_blocks + jnp.arange(delay, dtype=jnp.int32)) % delay  # oldest first
+    ends = _at_state(window.end, best)[:, 0]
+    last_q = jax.vmap(partial(_trace, num_states=num_states))(window.decision[slots], window.q[slots], ends)
+    last_residuals = window.residual[_flat(best)[0]].T
+    # What comes out first are the blocks before the first column.
+    q = jnp.concatenate([q, last_q.reshape(delay * block, num_rows)])[delay * block :]
+    return q, jnp.concatenate([residuals, last_residuals])[delay * block :]

@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from occ_llm.checkpoints import load_checkpoint
 from occ_llm.config import ModelConfig
+from occ_llm.errors import OccError
 from occ_llm.model import LanguageModel, forward, head, hidden_states, init_params, logits, make_graphdef
 
 ROOT = Path(__file__).parents[2]
@@ -187,3 +189,22 @@ def test_gradients_reach_every_parameter():
     ahead, behind = (loss(jax.tree.map(lambda p, d, s=s: p + s * d, model.params, direction)) for s in (step, -step))
     slope = sum(jax.tree.leaves(jax.tree.map(lambda g, d: jnp.vdot(g, d), gradients, direction)))
     np.testing.assert_allclose((ahead - behind) / (2 * step), slope, rtol=0.02)
+
+
+@pytest.mark.network
+def test_the_real_smollm2_agrees_with_the_recorded_logits_of_transformers():
+    """135 million real weights: the reader of GGUF files, the permutation of q and k, and every layer."""
+    try:
+        checkpoint = load_checkpoint("smollm2-135m-q4_1")
+    except OccError as error:
+        pytest.skip(f"SmolLM2 is not here: {error}")
+    with np.load(record.GOLDEN / "smollm2_logits.npz") as golden:
+        tokens, positions, ids, expected, total = (
+            golden[name] for name in ("tokens", "positions", "ids", "logits", "log_sum_exp")
+        )
+    np.testing.assert_array_equal(record.smollm2_tokens(checkpoint.tokenizer), tokens)
+    model = LanguageModel.from_weights(checkpoint.config, checkpoint.weights)
+    got = np.asarray(model.logits(model.hidden_states(tokens)[:, positions]))[0]
+    np.testing.assert_allclose(np.take_along_axis(got, ids, axis=-1), expected, atol=1e-4)
+    np.testing.assert_allclose(jax.nn.logsumexp(jnp.asarray(got), axis=-1), total, atol=1e-4)
+    np.testing.assert_array_equal(np.argmax(got, -1), ids[:, 0])
