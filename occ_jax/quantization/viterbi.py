@@ -28,6 +28,9 @@ from occ_jax.quantization.codebook import SearchTables, entry_bits, entry_shift,
 from occ_jax.quantization.row_parallel import Devices, over_rows
 from occ_jax.quantization.ungerboeck import PARITY_CHECKS, check_num_states, predecessors
 
+_FARTHEST = 2.0**30
+"""Steps from zero beyond which a value is searched as if it were there: its square stays finite, its index an int32."""
+
 _CACHED_METRICS = 1 << 15
 """States times rows that are searched together: their metrics and the copies of them stay in a core's cache."""
 
@@ -156,5 +159,5 @@ def search(
         tables, lmbda = shared
         return _search_in_chunks(t, classes, tables, lmbda, num_states)
 
-    rows = (t.astype(jnp.float32), classes)
+    rows = (jnp.clip(t.astype(jnp.float32), -_FARTHEST, _FARTHEST), classes)
     return over_rows(run, devices)(rows, (tables, jnp.asarray(lmbda, jnp.float32)))
