@@ -239,8 +239,8 @@ def test_what_cannot_be_quantized_is_refused():
     tables = search_tables(codebook)
     with pytest.raises(ValueError, match="1 weights are NaN or infinite"):
         quantize_with_feedback(np.where(w == w[1, 1], np.nan, w), factor, tables, **arguments)
+    narrower = {name: arguments[name][:15] for name in ("step_column", "column_level")}
     with pytest.raises(ValueError, match="do not fit a factor of 16 columns"):
-        narrower = {name: arguments[name][:15] for name in ("step_column", "column_level")}
         quantize_with_feedback(w[:, :15], factor, tables, **(arguments | narrower))
     with pytest.raises(ValueError, match="6 states"):
         quantize_with_feedback(w, factor, tables, **{**arguments, "num_states": 6})
