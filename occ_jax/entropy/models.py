@@ -19,6 +19,7 @@ import abc
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.scipy.special import gammaln, log_ndtr
 from jaxtyping import Array, Float, Int
 
@@ -210,7 +211,8 @@ class GeneralizedGaussian(EntropyModel):
         outer = jnp.where(holds_center, 1, distance)
         near, far = argument(outer - 0.5), argument(outer + 0.5)
         # The hazard rate of a gamma variable is at least 1 - (a - 1) / x, and at least 1 for a <= 1.
-        least = jnp.maximum((far - near) * jnp.clip(1 - jnp.maximum(a - 1, 0) / near, 0, 1), tiny)
+        hazard = jnp.clip(1 - jnp.maximum(a - 1, 0) / jnp.maximum(near, 1e-6), 0, 1)
+        least = jnp.maximum((far - near) * lax.stop_gradient(hazard), tiny)
         tail_bits = 1 + _difference_bits(log_gammaincc(a, near), log_gammaincc(a, far), least)
         density_bits = (argument(outer) + jnp.log(2 * scale / shape) + gammaln(a)) * _LOG2_E
         is_narrow = near * jnp.expm1(shape * jnp.log1p(1 / jnp.maximum(outer - 0.5, 0.5))) < _NARROW
@@ -235,8 +237,8 @@ class Categorical(EntropyModel):
         Array([ 2. ,  1. ,  1.5, 18. ], dtype=float32)
     """
 
-    logits: Float[Array, "... symbols"]
-    offset: Int[Array, "..."]
+    logits: Float[Array, " symbols"]
+    offset: Int[Array, ""]
 
     @classmethod
     def from_counts(cls, counts: Int[np.ndarray, " symbols"], offset: int) -> "Categorical":
@@ -256,6 +258,5 @@ class Categorical(EntropyModel):
         inside = jnp.clip(position, 0, last)
         lower = jnp.clip(jnp.floor(inside).astype(jnp.int32), 0, max(last - 1, 0))
         weight = inside - lower.astype(z.dtype)
-        at = jnp.vectorize(lambda row, s: row[s], signature="(n),()->()")
-        between = (1 - weight) * at(costs, lower) + weight * at(costs, jnp.minimum(lower + 1, last))
+        between = (1 - weight) * costs[lower] + weight * costs[jnp.minimum(lower + 1, last)]
         return between + ESCAPE_BITS * jnp.minimum(jnp.abs(position - inside), 1)

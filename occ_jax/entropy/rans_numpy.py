@@ -114,7 +114,7 @@ class _Reader:
 def decode(
     data: bytes,
     tables: FreqTable,
-    lengths: Sequence[int],
+    lengths: Int[np.ndarray, " lanes"],
     contexts: Int[np.ndarray, "lanes steps"] | None = None,
 ) -> list[Int32[np.ndarray, " length"]]:
     """The values of every lane.
@@ -133,7 +133,7 @@ def decode(
     escape_counts = [reader.varint() if num_escapes else 0 for _ in lengths]
     zigzag = [[reader.varint() for _ in range(count)] for count in escape_counts]
     lanes = []
-    for lane, (length, x) in enumerate(zip(lengths, states)):
+    for lane, (length, x) in enumerate(zip(lengths.tolist(), states)):
         pending, escaped, values = iter(words[lane]), iter(zigzag[lane]), []
         for t in range(length):
             now = table[0 if contexts is None else int(contexts[lane, t])]

