@@ -91,34 +91,33 @@ def test_folded_gains_are_one_and_the_rest_stay(toy_config, toy_weights):
             np.testing.assert_array_equal(folded[FINAL_NORM], weights[FINAL_NORM])
 
 
-def test_head_mix_is_symmetric_and_has_the_gains_as_eigenvalues():
+def test_head_mix_is_symmetric_and_has_the_gains_as_eigenvalues(widths):
     gain = np.linspace(0.5, 2, 12).astype(np.float32)
-    coordinates = choose_coordinates("random", _Widths(), key=jax.random.key(0))
+    coordinates = choose_coordinates("random", widths, key=jax.random.key(0))
     mix = head_mix(coordinates.residual, gain)
     np.testing.assert_array_equal(mix, mix.T)
     np.testing.assert_allclose(np.linalg.eigvalsh(mix), gain, rtol=1e-5)
 
 
-class _Widths:
-    hidden_size, head_dim, intermediate_size = 12, 4, 20
+@pytest.fixture
+def widths(toy_config):
+    return toy_config(hidden_size=12, head_dim=4, intermediate_size=20)
 
 
-def test_coordinates_by_name_are_orthonormal_and_fit():
+def test_coordinates_by_name_are_orthonormal_and_fit(widths):
     for name in NAMES:
-        coordinates = choose_coordinates(
-            name, _Widths(), key=jax.random.key(0), second_moment=np.diag(np.arange(1.0, 13))
-        )
+        coordinates = choose_coordinates(name, widths, key=jax.random.key(0), second_moment=np.diag(np.arange(1.0, 13)))
         for transform, size in zip((coordinates.residual, coordinates.values, coordinates.hidden), (12, 4, 20)):
             assert transform.is_orthonormal
             matrix = transform.forward(jnp.eye(size))
             np.testing.assert_allclose(matrix @ matrix.T, np.eye(size), atol=1e-5)
 
 
-def test_klt_without_a_moment_and_unknown_names_are_refused():
+def test_klt_without_a_moment_and_unknown_names_are_refused(widths):
     with pytest.raises(ValueError, match="second moment"):
-        choose_coordinates("klt", _Widths(), key=jax.random.key(0))
+        choose_coordinates("klt", widths, key=jax.random.key(0))
     with pytest.raises(ValueError, match=r"'wavelet'.*identity, hadamard"):
-        choose_coordinates("wavelet", _Widths(), key=jax.random.key(0))
+        choose_coordinates("wavelet", widths, key=jax.random.key(0))
 
 
 @pytest.mark.parametrize("kind", ["q", "k", "v", "o", "gate", "up", "down"])
