@@ -48,7 +48,7 @@ class Coordinates:
 
 
 def choose_coordinates(
-    name: CoordinateName, config: ModelConfig, *, key: jax.Array, second_moment: np.ndarray | None = None
+    name: CoordinateName | str, config: ModelConfig, *, key: jax.Array, second_moment: np.ndarray | None = None
 ) -> Coordinates:
     """Coordinates by name for a network of the given widths.
 

@@ -72,7 +72,7 @@ class CompressedWeights(Weights):
 def read_compressed_directory(path: Path) -> Checkpoint:
     """Open a compressed model; nothing is decoded before a weight is asked for.
 
-    The checkpoint is the dense network: unit gains where norms were folded, and a head of its own where the
+    The checkpoint is the dense network: unit gains where norms were folded and not tuned afterwards, and a head of its own where the
     coordinates ask for one.
 
     Raises:
@@ -84,10 +84,11 @@ def read_compressed_directory(path: Path) -> Checkpoint:
     tokenizer = load_tokenizer(files, str(path))
     check_vocabulary(tokenizer, config.vocab_size, str(path))
     container = open_container(file)
-    expected = stored_shapes(config, basis=BASIS in container)
+    gains = tuple(name for name in folded_gains(config) if name in container)
+    expected = stored_shapes(config, gains=gains, basis=BASIS in container)
     check_layout(expected, {name: container.header.tensors[name].shape for name in container}, str(file))
     tensors = tuple(name for name in expected if name != BASIS)
-    weights = DerivedWeights(CompressedWeights(container, tensors), _unit_gains(config))
+    weights = DerivedWeights(CompressedWeights(container, tensors), _unit_gains(config, without=gains))
     if BASIS in container:
         basis = decode_transform(container[BASIS])
         mix = {HEAD_MIX: lambda source: head_mix(basis, source[FINAL_NORM])}
@@ -113,16 +114,22 @@ def read_compressed_config(directory: Path) -> ModelConfig:
     return parse_config(file, fields)
 
 
-def stored_shapes(config: ModelConfig, *, basis: bool) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors of a container, in the order of the network: folded gains are not stored."""
-    ones = folded_gains(config)
+def stored_shapes(config: ModelConfig, *, gains: tuple[str, ...], basis: bool) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors of a container, in the order of the network.
+
+    Args:
+        config: architecture.
+        gains: the folded gains that are stored, as fine-tuning has moved them away from one.
+        basis: whether the basis of the residual stream is stored.
+    """
+    ones = {*folded_gains(config)} - {*gains}
     shapes = {name: shape for name, shape in tensor_shapes(config).items() if name not in ones}
     return shapes | ({BASIS: (config.hidden_size,)} if basis else {})
 
 
-def _unit_gains(config: ModelConfig) -> dict[str, Callable[[Weights], np.ndarray]]:
+def _unit_gains(config: ModelConfig, *, without: tuple[str, ...]) -> dict[str, Callable[[Weights], np.ndarray]]:
     ones = np.ones(config.hidden_size, np.float32)
-    return {name: lambda source: ones for name in folded_gains(config)}
+    return {name: lambda source: ones for name in folded_gains(config) if name not in without}
 
 
 def _groups(container: Container, names: tuple[str, ...]) -> Iterator[tuple[str, ...]]:

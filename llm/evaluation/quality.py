@@ -139,7 +139,8 @@ def token_nll(
     """Negative log-likelihood of every target, nats; the logits of 256 positions exist at a time."""
 
     def chunk(x: Array, target: Array) -> Array:
-        return -_pick(_log_probabilities(x, head), target)
+        logits = _logits(x, head)
+        return jax.nn.logsumexp(logits, axis=-1) - _pick(logits, target)
 
     return _in_chunks(chunk, hidden, targets)
 
@@ -164,11 +165,15 @@ def compare_tokens(
 
 
 def _log_probabilities(x: Array, head: Array) -> Array:
-    return jax.nn.log_softmax(jnp.matmul(x, head.T, preferred_element_type=jnp.float32), axis=-1)
+    return jax.nn.log_softmax(_logits(x, head), axis=-1)
 
 
-def _pick(log_probabilities: Array, targets: Array) -> Array:
-    return jnp.take_along_axis(log_probabilities, targets[:, None], axis=-1)[:, 0]
+def _logits(x: Array, head: Array) -> Array:
+    return jnp.matmul(x, head.T, preferred_element_type=jnp.float32)
+
+
+def _pick(scores: Array, targets: Array) -> Array:
+    return jnp.take_along_axis(scores, targets[:, None], axis=-1)[:, 0]
 
 
 def _in_chunks(f: Callable, *rows: Array):

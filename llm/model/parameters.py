@@ -1,6 +1,7 @@
 """Between the tensors of a Hugging Face checkpoint and the stacked parameters of the network."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -52,19 +53,7 @@ def block_params(config: ModelConfig, weights: Weights, layer: int, dtype: Any =
     Raises:
         OccError: if a tensor is missing or has another shape than the config says.
     """
-    params: dict[str, Any] = {}
-    prefix = f"model.layers.{layer}."
-    shapes = {n: shape for n, shape in tensor_shapes(config).items() if n.startswith(prefix)}
-    for linear, projections in LINEARS.items():
-        params[linear] = {}
-        for kind in ("weight", "bias"):
-            names = [f"{prefix}{projection}.{kind}" for projection in projections]
-            if names[0] in shapes:
-                params[linear][kind] = np.concatenate([_read(weights, n, shapes[n], dtype) for n in names])
-    for norm, name in _norms(config).items():
-        name = f"{prefix}{name}.weight"
-        params[norm] = {"gain": _read(weights, name, shapes[name], dtype)}
-    return params
+    return _block(_Reader(weights.__getitem__, tensor_shapes(config), dtype), _norms(config), layer)
 
 
 def params_from_weights(config: ModelConfig, weights: Weights, dtype: Any = jnp.float32) -> Params:
@@ -80,19 +69,16 @@ def params_from_weights(config: ModelConfig, weights: Weights, dtype: Any = jnp.
             (a bias that the config does not mention would otherwise be dropped in silence).
     """
     shapes = tensor_shapes(config)
-    _check_names(config, shapes, weights)
-    first = block_params(config, weights, 0, dtype)
+    _check_names(config, shapes, set(weights))
+    read = _Reader(weights.__getitem__, shapes, dtype)
+    first = _block(read, _norms(config), 0)
     stacks = jax.tree.map(lambda array: np.empty((config.num_layers, *array.shape), array.dtype), first)
     for layer in range(config.num_layers):
-        params = first if layer == 0 else block_params(config, weights, layer, dtype)
+        params = first if layer == 0 else _block(read, _norms(config), layer)
         jax.tree.map(lambda stack, array, at=layer: stack.__setitem__(at, array), stacks, params)
-    params = {
-        "embedding": _read(weights, EMBEDDING, shapes[EMBEDDING], dtype),
-        "blocks": stacks,
-        "norm": {"gain": _read(weights, FINAL_NORM, shapes[FINAL_NORM], dtype)},
-    }
+    params = {"embedding": read(EMBEDDING), "blocks": stacks, "norm": {"gain": read(FINAL_NORM)}}
     if not config.tie_word_embeddings:
-        params["head"] = _read(weights, HEAD, shapes[HEAD], dtype)
+        params["head"] = read(HEAD)
     return jax.tree.map(jnp.asarray, params)
 
 
@@ -116,21 +102,40 @@ def _norms(config: ModelConfig) -> Mapping[str, str]:
     return _NORMS | (_HEAD_NORMS if config.qk_norm else {})
 
 
-def _read(weights: Weights, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    try:
-        array = np.asarray(weights[name], dtype)
-    except KeyError:
-        raise OccError(f"the checkpoint lacks tensor {name!r}; was a shard left out?") from None
-    if array.shape != shape:
-        raise OccError(
-            f"tensor {name!r} has shape {array.shape}, but the model config says {shape}; "
-            "config.json and the weights are not of the same model."
-        )
-    return array
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    """Reads tensors and checks them against the config."""
+
+    get: Callable[[str], np.ndarray]
+    shapes: Mapping[str, tuple[int, ...]]
+    dtype: Any
+
+    def __call__(self, name: str) -> np.ndarray:
+        try:
+            array = np.asarray(self.get(name), self.dtype)
+        except KeyError:
+            raise OccError(f"the checkpoint lacks tensor {name!r}; was a shard left out?") from None
+        if array.shape != self.shapes[name]:
+            raise OccError(
+                f"tensor {name!r} has shape {array.shape}, but the model config says {self.shapes[name]}; "
+                "config.json and the weights are not of the same model."
+            )
+        return array
 
 
-def _check_names(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], weights: Weights) -> None:
-    names = set(weights)
+def _block(read: _Reader, norms: Mapping[str, str], layer: int) -> dict[str, Any]:
+    prefix = f"model.layers.{layer}."
+    params: dict[str, Any] = {}
+    for linear, projections in LINEARS.items():
+        params[linear] = {}
+        for kind in ("weight", "bias"):
+            names = [f"{prefix}{projection}.{kind}" for projection in projections]
+            if names[0] in read.shapes:
+                params[linear][kind] = np.concatenate([read(name) for name in names])
+    return params | {norm: {"gain": read(f"{prefix}{name}.weight")} for norm, name in norms.items()}
+
+
+def _check_names(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], names: set[str]) -> None:
     if missing := sorted(set(shapes) - names):
         raise OccError(
             f"the checkpoint lacks {len(missing)} of the {len(shapes)} tensors of this {config.family} model, "

@@ -1,6 +1,7 @@
 """Encode and decode tensors with any codec."""
 
 import dataclasses
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -71,8 +72,8 @@ def encode_tensor(
 
     Args:
         w: the tensor; transforms see a matrix of its last axis and all others together.
-        quantizer: :class:`Uniform` or :class:`DeadZone` with a scalar step (entropy-coded), or :class:`Affine`
-            (packed). Trellis indices go through :func:`~occ_jax.codec.lattice.encode_lattice`.
+        quantizer: of the coefficients: :class:`Uniform` or :class:`DeadZone` with a scalar step (entropy-coded), or
+            :class:`Affine` (packed). Trellis indices go through :func:`~occ_jax.codec.lattice.encode_lattice`.
         codebook: tables of an entropy-coded tensor, one state; made from its own indices when left out.
         left, right: stored transforms of the first and the last axis.
         matrix_bits: resolution of stored matrices.
@@ -156,8 +157,15 @@ def decode_tensors(coded: Sequence[CodedTensor]) -> list[Float32[np.ndarray, "..
     """
     for tensor in coded:
         check_tensor(tensor.spec, tensor.shape, [len(s) for s in tensor.sections.values()], tensor.place)
-    indices = iter(_indices([tensor for tensor in coded if tensor.spec["codec"] != "raw"]))
-    return [raw.decode_raw(t) if t.spec["codec"] == "raw" else _dequantize(t, *next(indices)) for t in coded]
+    indices = deque(_indices([tensor for tensor in coded if tensor.spec["codec"] != "raw"]))
+    # Every array of indices is let go as soon as its weights are there.
+    work = [(tensor, None if tensor.spec["codec"] == "raw" else indices.popleft()) for tensor in coded]
+    work.reverse()
+    weights = []
+    while work:
+        tensor, found = work.pop()
+        weights.append(raw.decode_raw(tensor) if found is None else _dequantize(tensor, *found))
+    return weights
 
 
 def _dequantize(coded: CodedTensor, q: Int32[np.ndarray, "..."], levels: Levels | None) -> Float32[np.ndarray, "..."]:

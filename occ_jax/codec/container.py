@@ -186,6 +186,14 @@ def write_container(
     Raises:
         ValueError: a reserved or empty name, a tensor that a reader would refuse, or ``model`` is not JSON.
         OSError: the disk does not take it.
+
+    Example:
+        >>> from occ_jax.codec import decode_tensor, encode_raw
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_container(f"{folder}/x.occ.safetensors", {"w": encode_raw(np.ones(2))}, model={"rate": 2})
+        ...     with open_container(f"{folder}/x.occ.safetensors") as container:
+        ...         print(container.model, container.names, decode_tensor(container["w"]))
+        {'rate': 2} ('w',) [1. 1.]
     """
     codebooks: dict[bytes, int] = {}
     written: dict[int, bytes] = {}

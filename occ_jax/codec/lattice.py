@@ -1,11 +1,12 @@
 """The codec of entropy-coded indices: levels, lanes of rANS words and a shared codebook, scalar or along a trellis."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float32, Int, Int32
+from jaxtyping import Array, Float, Float32, Int, Int32
 
 from occ_jax._pytree import replace
 from occ_jax.codec.axes import write_axes
@@ -72,6 +73,17 @@ def encode_lattice(
 
     Raises:
         ValueError: levels of another shape, or a row that is no path of the trellis.
+
+    Example:
+        >>> from occ_jax.codec import decode_indices, scalar_codebook
+        >>> q = np.array([[0, 1, -1], [2, 0, 0]], np.int32)
+        >>> coded = encode_lattice(q, Levels.constant(0.1, (2, 3)), scalar_codebook(q))
+        >>> decode_indices([coded])[0].tolist()
+        [[0, 1, -1], [2, 0, 0]]
+
+    References:
+        Duda, Asymmetric numeral systems, 2013, arXiv:1311.2540; Marcellin, On entropy-constrained trellis coded
+        quantization, IEEE Trans. Communications, 1994.
     """
     shape = tuple(q.shape)
     rows, cols = matrix_shape(shape)
@@ -96,11 +108,31 @@ def encode_lattice(
     spec = {
         "codec": "lattice",
         "rows_per_lane": lanes.rows_per_lane,
-        "resolution": levels.resolution,
-        "class_shift": levels.class_shift,
+        **_levels_fields(levels),
         **fields,
     }
     return CodedTensor(spec=spec, shape=shape, sections=sections, codebook=codebook)
+
+
+def with_row_factors(
+    coded: CodedTensor, factors: Float[np.ndarray, " rows"], *, row_resolution: int = 32
+) -> CodedTensor:
+    """The same indices with every row's step multiplied: what fine-tuning the rows' scales costs is a finer level each.
+
+    Args:
+        coded: a lattice tensor.
+        factors: positive, near 1.
+        row_resolution: levels per octave of the new row steps; the factors are rounded to them.
+    """
+    levels = read_levels_of(coded).with_row_factors(factors, row_resolution)
+    levels.steps()
+    sections = {**coded.sections, "levels": levels.to_bytes()}
+    return dataclasses.replace(coded, spec={**coded.spec, **_levels_fields(levels)}, sections=sections)
+
+
+def _levels_fields(levels: Levels) -> dict[str, int]:
+    fields = {"resolution": levels.resolution, "class_shift": levels.class_shift}
+    return fields | ({"row_resolution": levels.row_resolution} if levels.row_resolution else {})
 
 
 def _is_path(q: Int32[np.ndarray, "rows cols"], num_states: int) -> bool:
@@ -160,6 +192,8 @@ def check_lattice(spec: Mapping[str, Any], shape: tuple[int, ...], sizes: Mappin
     """Refuse a lattice tensor that claims more than its bytes can hold, before anything is allocated."""
     rows_per_lane = integer_field(spec, "rows_per_lane", 1, MAX_LANE_STEPS, place)
     integer_field(spec, "resolution", 1, 64, place)
+    if "row_resolution" in spec:
+        integer_field(spec, "row_resolution", 1, 64, place)
     integer_field(spec, "class_shift", 0, 8, place)
     rows, cols = matrix_shape(shape)
     if rows * cols == 0:
@@ -188,14 +222,23 @@ def read_lattice(coded: CodedTensor) -> tuple[Levels, Lanes, Streams]:
     if any(sections["padding"]):
         raise damaged(coded.place, "padding is not zero")
     try:
-        levels = Levels.from_bytes(
-            sections["levels"], (rows, cols), resolution=spec["resolution"], class_shift=spec["class_shift"]
-        )
+        levels = read_levels_of(coded)
         levels.steps()
         streams = unpack(sections["lanes"] + sections["indices"], lanes.lengths())
     except ValueError as error:
         raise damaged(coded.place, error) from error
     return levels, lanes, streams
+
+
+def read_levels_of(coded: CodedTensor) -> Levels:
+    """The levels of a checked lattice tensor.
+
+    Raises:
+        ValueError: the section does not hold them.
+    """
+    names = ("resolution", "class_shift", "row_resolution")
+    fields = {name: coded.spec[name] for name in names if name in coded.spec}
+    return Levels.from_bytes(coded.sections["levels"], matrix_shape(coded.shape), **fields)
 
 
 def dequantize_lattice(

@@ -12,7 +12,7 @@ import dataclasses
 import math
 
 import numpy as np
-from jaxtyping import Float32, Int32, Integer, UInt8
+from jaxtyping import Float, Float32, Int32, Integer, UInt8
 
 from occ_jax.entropy.varint import ByteReader, unzigzag, write_varint, zigzag
 from occ_jax.quantization.scales import LARGEST_LEVEL
@@ -27,7 +27,7 @@ class Levels:
 
     .. math::
 
-        \Delta_{ij} = \Delta \cdot 2^{(r_i + c_j) / R}, \qquad
+        \Delta_{ij} = \Delta \cdot 2^{r_i / R_r + c_j / R}, \qquad
         \mathrm{class}_{ij} = \operatorname{clip}(\lfloor (a_i + b_j) / 2^h \rfloor, 0, K - 1)
 
     The class of a coefficient is the number of the frequency table(s) that code it; it is a function of integers
@@ -38,6 +38,7 @@ class Levels:
         step_rows, step_cols: :math:`r` and :math:`c`.
         class_rows, class_cols: :math:`a` and :math:`b`.
         resolution: :math:`R`, levels per octave, 1 to 64.
+        row_resolution: :math:`R_r`, that of the rows' steps; 0 for the same.
         class_shift: :math:`h`, 0 to 8.
 
     Example:
@@ -52,13 +53,16 @@ class Levels:
     class_rows: Integer[np.ndarray, " rows"]
     class_cols: Integer[np.ndarray, " cols"]
     resolution: int = 8
+    row_resolution: int = 0
     class_shift: int = 0
 
     def __post_init__(self):
         if not (math.isfinite(self.base) and np.isfinite(np.float32(self.base)) and np.float32(self.base) > 0):
             raise ValueError(f"the base step is {self.base}: it must be a positive float32")
-        if not 1 <= self.resolution <= 64:
-            raise ValueError(f"the resolution is {self.resolution} levels per octave: take 1 to 64")
+        if not (1 <= self.resolution <= 64 and 0 <= self.row_resolution <= 64):
+            raise ValueError(
+                f"the resolutions are {self.resolution} and {self.row_resolution} levels per octave: take 1 to 64"
+            )
         if not 0 <= self.class_shift <= 8:
             raise ValueError(f"the class shift is {self.class_shift}: take 0 to 8")
         shapes = self.step_rows.shape, self.step_cols.shape
@@ -87,7 +91,7 @@ class Levels:
         Raises:
             ValueError: a factor is not a positive normal float32.
         """
-        rows = float(np.float32(self.base)) * np.exp2(self.step_rows / self.resolution)
+        rows = float(np.float32(self.base)) * np.exp2(self.step_rows / (self.row_resolution or self.resolution))
         factors = rows, np.exp2(self.step_cols / self.resolution)
         smallest, largest = np.finfo(np.float32).tiny, np.finfo(np.float32).max
         for factor in factors:
@@ -101,13 +105,27 @@ class Levels:
         np.right_shift(total, self.class_shift, out=total)
         return np.clip(total, 0, num_classes - 1, out=total).astype(np.uint8)
 
+    def with_row_factors(self, factors: Float[np.ndarray, " rows"], row_resolution: int) -> "Levels":
+        """Levels whose rows' steps are multiplied, to the nearest level of another resolution; the classes stay.
+
+        Example:
+            >>> levels = Levels.constant(0.5, (2, 3)).with_row_factors(np.array([1.0, 1.1]), 32)
+            >>> levels.step_rows, levels.steps()[0]
+            (array([0, 4], dtype=int32), array([0.5      , 0.5452539], dtype=float32))
+        """
+        octaves = self.step_rows / (self.row_resolution or self.resolution) + np.log2(factors)
+        step_rows = np.rint(octaves * row_resolution).astype(np.int32)
+        return dataclasses.replace(self, step_rows=step_rows, row_resolution=row_resolution)
+
     def to_bytes(self) -> bytes:
-        """The base as a little-endian float32, then the four vectors; resolution and shift go into the spec."""
+        """The base as a little-endian float32, then the four vectors; resolutions and shift go into the spec."""
         vectors = (self.step_rows, self.step_cols, self.class_rows, self.class_cols)
         return np.float32(self.base).astype("<f4").tobytes() + b"".join(write_levels(v) for v in vectors)
 
     @staticmethod
-    def from_bytes(data: bytes, shape: tuple[int, int], *, resolution: int, class_shift: int) -> "Levels":
+    def from_bytes(
+        data: bytes, shape: tuple[int, int], *, resolution: int, class_shift: int, row_resolution: int = 0
+    ) -> "Levels":
         """Read what :meth:`to_bytes` wrote, for a matrix of this shape.
 
         Raises:
@@ -124,6 +142,7 @@ class Levels:
             class_rows=class_rows,
             class_cols=class_cols,
             resolution=resolution,
+            row_resolution=row_resolution,
             class_shift=class_shift,
         )
 

@@ -30,6 +30,9 @@ MAX_DEPTH = 8
 MAX_LINKS = 64
 """Most links of a chain."""
 
+MAX_HADAMARD_SIZE = 1 << 20
+"""Longest Hadamard transform: without signs it takes no bytes, so its length is bounded by itself."""
+
 DEFAULT_MATRIX_BITS = 6
 """Bits by which a stored matrix is finer than its typical entry."""
 
@@ -137,13 +140,15 @@ def _read_chain(spec: Mapping[str, Any], data: ByteReader, depth: int) -> Chain:
 
 def _write_hadamard(item: Hadamard, _: int) -> tuple[dict[str, Any], bytes]:
     negative = np.asarray(item.signs) < 0
+    if negative.size > MAX_HADAMARD_SIZE:
+        raise ValueError(f"a Hadamard transform of size {negative.size} cannot be stored: make it blockwise")
     plain = not negative.any()
     signs = b"" if plain else np.packbits(negative, bitorder="little").tobytes()
     return {"size": negative.size, "signs": not plain}, signs
 
 
 def _read_hadamard(spec: Mapping[str, Any], data: ByteReader, _: int) -> Hadamard:
-    size = _field(spec, "size", data, 1, 1 << 24)
+    size = _field(spec, "size", data, 1, MAX_HADAMARD_SIZE)
     if not spec.get("signs"):
         return Hadamard(jnp.ones(size, jnp.int8))
     bits = np.unpackbits(data.take((size + 7) // 8), bitorder="little")[:size]

@@ -151,7 +151,9 @@ def _group_ranges(
 ) -> tuple[Float[Array, "*groups"], Float[Array, "*groups"], int]:
     """``min(y, 0)`` and ``max(y, 0)`` of every group, and the number of coefficients in a full group."""
     row = max(y.shape[-1], 1)
-    if group_size == "tensor":
+    if y.shape[-1] == 0:
+        grouped, size = y[..., None], row  # no coefficients, no groups
+    elif group_size == "tensor":
         grouped, size = y.reshape((1,) * y.ndim + (-1,)), row
     elif group_size == "channel":
         grouped, size = y[..., None, :], row

@@ -223,7 +223,8 @@ def decode_lattice(spec, shape, sections, codebook):
     for lane in lanes:
         lane.end()
     resolution = spec["resolution"]
-    row_factor = np.array([float(base) * 2 ** (level / resolution) for level in r]).astype(np.float32)
+    row_resolution = spec.get("row_resolution", resolution)
+    row_factor = np.array([float(base) * 2 ** (level / row_resolution) for level in r]).astype(np.float32)
     col_factor = np.array([2 ** (level / resolution) for level in c]).astype(np.float32)
     return q.astype(np.int32), points * col_factor[None, :] * row_factor[:, None]
 

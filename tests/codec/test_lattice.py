@@ -249,3 +249,19 @@ def test_buckets_hold_and_waste_little(size, mantissa_bits):
     assert bucket(rounded, mantissa_bits=mantissa_bits) == rounded
     assert size <= bucket(size, coarse_below=100) <= 2 * size
     assert flat_bucket(size) >= size
+
+
+def test_the_decoder_compiles_for_every_accelerator(make, lowers_everywhere):
+    q = make["path"]((6, 20), 8)
+    codebook = make["codebook"](8)
+    _, lanes, streams = lattice_module.read_lattice(
+        encode_lattice(q, make["levels"](q.shape), codebook, lane_symbols=40)
+    )
+
+    def decode(streams, tables, contexts, cols):
+        return batch_module._decode_call(
+            streams, tables, contexts, cols, num_states=8, num_steps=lanes.steps, dtype="int32"
+        )
+
+    contexts = jnp.zeros((lanes.count, lanes.steps), jnp.uint8)
+    lowers_everywhere(decode, streams, codebook.tables, contexts, jnp.int32(20))

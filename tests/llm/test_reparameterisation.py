@@ -135,10 +135,10 @@ def test_roles_outside_the_blocks():
 
 
 def test_derived_weights_replace_add_remove_in_order():
-    source = {"a": np.array(1), "b": np.array(2), "c": np.array(3)}
+    source = {"a": np.array([1]), "b": np.array([2]), "c": np.array([3])}
     rules = {"b": lambda w: w["a"] + 10, "d": lambda w: w["b"] * 100}
     derived = DerivedWeights(source, rules, without=frozenset({"c"}))
-    assert {name: int(x) for name, x in derived.items()} == {"a": 1, "b": 11, "d": 200}
+    assert {name: x.item() for name, x in derived.items()} == {"a": 1, "b": 11, "d": 200}
     assert list(derived) == ["a", "b", "d"]
     assert len(derived) == 3
     assert "c" not in derived
