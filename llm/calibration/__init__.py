@@ -8,7 +8,7 @@ from .moments import CompensatedSum, gram, sum_of_squares, zero_sum
 from .sequential import QuantizedPrefix
 from .statistics import Statistics, rotate_statistics, sandwich, statistic_shapes
 from .storage import load_statistics, save_statistics
-from .text import calibration_windows
+from .text import calibration_windows, spread
 
 __all__ = [
     "CompensatedSum",
@@ -28,6 +28,7 @@ __all__ = [
     "rotate_statistics",
     "sandwich",
     "save_statistics",
+    "spread",
     "statistic_shapes",
     "sum_of_squares",
     "zero_sum",

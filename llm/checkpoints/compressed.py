@@ -72,8 +72,8 @@ class CompressedWeights(Weights):
 def read_compressed_directory(path: Path) -> Checkpoint:
     """Open a compressed model; nothing is decoded before a weight is asked for.
 
-    The checkpoint is the dense network: unit gains where norms were folded and not tuned afterwards, and a head of its own where the
-    coordinates ask for one.
+    The checkpoint is the dense network: unit gains where norms were folded and not tuned afterwards, and a head of
+    its own where the coordinates ask for one.
 
     Raises:
         OccError, FormatError: a file is missing or damaged, or the container and ``config.json`` disagree.

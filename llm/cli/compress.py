@@ -5,16 +5,21 @@ from pathlib import Path
 from typing import Annotated
 
 import jax
+import numpy as np
 import tyro
 
-from ..calibration import Statistics, load_or_calibrate
+from ..calibration import Statistics, load_or_calibrate, spread
 from ..checkpoints import Checkpoint, load_checkpoint, write_hf_directory
 from ..checkpoints.atomic import check_output
 from ..checkpoints.write import FloatType
-from ..compression import Compressed, Settings, compress
+from ..compression import CalibrationTokens, Compressed, Settings, compress
+from ..errors import OccError
 from ..evaluation import cut_windows, read_text
 from ..text import python_text
 from .terminal import Terminal
+
+HELD_BACK = 4
+"""Windows of text on which a target divergence is measured."""
 
 ModelSource = Annotated[str, tyro.conf.Positional]
 Output = Annotated[Path, tyro.conf.Positional]
@@ -31,32 +36,62 @@ class CalibrationText:
     calibration_window: int = 1024
     """Tokens per window."""
 
+    finish_windows: int = 32
+    """Windows of text on which row scales and gains are tuned, below 3 bits."""
+
     @property
     def described(self) -> str:
         """What a model card says."""
-        source = "the Python documentation" if self.text is None else self.text.name
-        return f"{source}, up to {self.calibration_windows} windows of {self.calibration_window} tokens"
+        return f"{self._name}, up to {self.calibration_windows} windows of {self.calibration_window} tokens"
+
+    def tokens(self, checkpoint: Checkpoint, *, hold_back: int = 0) -> CalibrationTokens:
+        """Windows for each use, spread over the text.
+
+        Args:
+            checkpoint: the model, for its tokenizer.
+            hold_back: windows that no other use sees.
+
+        Raises:
+            OccError: the text cannot be read, or is too short.
+        """
+        text = python_text("calibration") if self.text is None else read_text(str(self.text))
+        window = self.calibration_window
+        tokens = cut_windows(text, checkpoint.tokenizer, window=window, source=self._name).tokens
+        if len(tokens) <= hold_back:
+            raise OccError(
+                f"{self._name} has {len(tokens)} windows of {window} tokens, and {hold_back} are held back to "
+                "measure the divergence: give a longer text or a smaller --calibration-window"
+            )
+        held = np.arange(hold_back) * len(tokens) // max(hold_back, 1)
+        rest = np.delete(tokens, held, axis=0)
+        return CalibrationTokens(
+            calibration=rest[spread(len(rest), self.calibration_windows)],
+            finishing=rest[spread(len(rest), self.finish_windows)],
+            held_back=tokens[held] if hold_back else None,
+        )
 
     def statistics(
-        self, checkpoint: Checkpoint, terminal: Terminal, *, seed: int, path: Path | None = None
+        self,
+        checkpoint: Checkpoint,
+        terminal: Terminal,
+        tokens: CalibrationTokens,
+        *,
+        seed: int,
+        path: Path | None = None,
     ) -> Statistics:
         """Statistics of a model on this text: collected now, or read from where they are kept."""
-        text = python_text("calibration") if self.text is None else read_text(str(self.text))
-        windows = cut_windows(
-            text,
-            checkpoint.tokenizer,
-            window=self.calibration_window,
-            max_windows=self.calibration_windows,
-            source="the Python documentation" if self.text is None else str(self.text),
-        )
         return load_or_calibrate(
             checkpoint.config,
             checkpoint.weights,
-            windows.tokens,
+            tokens.calibration,
             key=jax.random.key(seed),
             path=path,
             progress=lambda steps: terminal.track(steps, "calibrate"),
         )
+
+    @property
+    def _name(self) -> str:
+        return "the Python documentation" if self.text is None else str(self.text)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,18 +114,23 @@ class Compress:
         terminal = Terminal(json_only=self.json)
         checkpoint = load_checkpoint(self.model)
         check_output(self.out, force=self.force, inputs=[] if checkpoint.path is None else [checkpoint.path])
-        statistics = self.calibration.statistics(checkpoint, terminal, seed=self.settings.seed)
+        tokens = self.calibration.tokens(checkpoint, hold_back=0 if self.settings.kl is None else HELD_BACK)
+        statistics = self.calibration.statistics(checkpoint, terminal, tokens, seed=self.settings.seed)
         result = compress(
             checkpoint,
             self.out,
             statistics,
             self.settings,
+            tokens=tokens,
             force=self.force,
             text=self.calibration.described,
             track=terminal.track,
         )
         show_compressed(terminal, self.out, result)
-        terminal.result(dataclasses.asdict(result.sizes) | {"step": result.step, "seconds": result.seconds})
+        terminal.result(
+            dataclasses.asdict(result.sizes)
+            | {"step": result.step, "finished": result.finished, "seconds": result.seconds}
+        )
 
 
 def show_compressed(terminal: Terminal, out: Path, result: Compressed) -> None:
@@ -123,7 +163,8 @@ class Calibrate:
         """Calibrate, or say that the file is there."""
         terminal = Terminal(json_only=self.json)
         checkpoint = load_checkpoint(self.model)
-        statistics = self.calibration.statistics(checkpoint, terminal, seed=self.seed, path=self.out)
+        tokens = self.calibration.tokens(checkpoint)
+        statistics = self.calibration.statistics(checkpoint, terminal, tokens, seed=self.seed, path=self.out)
         fields = {"file": str(self.out), "tokens": statistics.num_tokens, **dataclasses.asdict(statistics.fingerprint)}
         terminal.table(str(self.out), ("quantity", "value"), list(fields.items()))
         terminal.result(fields)

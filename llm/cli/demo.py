@@ -50,7 +50,8 @@ class Demo:
         window = self.window or min(2048, checkpoint.config.max_position)
         windows = cut_windows(python_text("heldout"), checkpoint.tokenizer, window=window, max_windows=self.max_windows)
         calibration = CalibrationText(calibration_window=min(1024, window))
-        statistics = calibration.statistics(checkpoint, terminal, seed=0)
+        tokens = calibration.tokens(checkpoint)
+        statistics = calibration.statistics(checkpoint, terminal, tokens, seed=0)
         reference = Reference(LanguageModel.from_weights(checkpoint.config, checkpoint.weights))
         original = evaluate(reference.model, windows, progress=lambda rows: terminal.track(rows, "original"))
         rows = []

@@ -9,6 +9,7 @@ import tyro
 
 from occ_jax.codec import FormatError
 
+from ..checkpoints.named import cache_directory
 from ..errors import OccError
 from .analyse import Inspect, Models
 from .compress import Calibrate, Compress, Decompress
@@ -28,6 +29,9 @@ COMMANDS = {
     "demo": Demo,
 }
 
+COMPILED_BYTES = 1 << 28
+"""Largest size of the cache of compiled functions; the least recently used ones leave it."""
+
 BAD_INPUT, INTERRUPTED = 2, 130
 
 
@@ -35,8 +39,13 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run ``occ``; exits with 0, with 2 for input that cannot be used, or with 130 when interrupted.
 
     On a machine without an accelerator every core is a device of its own: quantization shares its rows between them.
+    What has been compiled once is kept in the user's cache, unless ``JAX_COMPILATION_CACHE_DIR`` says where.
     """
     jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+        jax.config.update("jax_compilation_cache_max_size", COMPILED_BYTES)
     sys.exit(run(args))
 
 

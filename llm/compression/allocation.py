@@ -27,7 +27,7 @@ from occ_jax.quantization.trellis import gaussian_codebook, gaussian_statistics
 from occ_jax.quantization.ungerboeck import num_parities
 
 from ..roles import is_linear
-from .plan import MatrixPlan, solve_step
+from .plan import MatrixPlan, expected_bits, solve_step
 
 MAX_PROBES = 4
 _SETTLED = 0.02  # relative change of the step from probe to probe
@@ -39,6 +39,8 @@ class Allocation:
 
     step: float
     codebook: Codebook
+    linear_bits: float
+    """Expected bits per weight of the linear layers, without side information."""
 
     @cached_property
     def tables(self) -> SearchTables:
@@ -55,9 +57,9 @@ def allocate(
     probe: Probe,
     *,
     num_states: int,
-    bits: float | None,
-    step: float | None,
-    side_info_bits: float,
+    target: Callable[[str], bool] = is_linear,
+    target_bits: float | None = None,
+    step: float = 1.0,
 ) -> Allocation:
     """Choose the global step and the codebook.
 
@@ -65,23 +67,22 @@ def allocate(
         plans: of all matrices, by name.
         probe: quantizes the probe rows.
         num_states: states of the trellis.
-        bits: target for the linear layers, bits per weight with all side information; or ``None``.
+        target: names of the matrices that ``target_bits`` counts.
+        target_bits: bits that their indices and the shared tables are to take; or ``None``.
         step: the step itself, if there is no target.
-        side_info_bits: what the linear layers take beside their indices and the shared tables.
 
     Raises:
         ValueError: no step reaches the target.
     """
     linear = [plan for name, plan in plans.items() if is_linear(name)]
-    weights = sum(plan.shape[0] * plan.shape[1] for plan in linear)
+    counted = [plan for name, plan in plans.items() if target(name)]
     codebook = gaussian_codebook(class_sigmas(), num_states=num_states)
     class_bits = mean_class_bits(gaussian_statistics(class_sigmas(), num_states), codebook)
 
     def solved(start: float, table_bits: float) -> float:
-        if bits is None:
-            assert step is not None
+        if target_bits is None:
             return float(np.float32(step))
-        return solve_step(linear, class_bits, bits * weights - side_info_bits - table_bits, start)
+        return solve_step(counted, class_bits, target_bits - table_bits, start)
 
     current = solved(1.0, 0.0)
     for _ in range(MAX_PROBES):
@@ -91,7 +92,9 @@ def allocate(
         previous, current = current, solved(current, 8.0 * len(codebook_to_bytes(codebook)))
         if abs(np.log(current / previous)) < _SETTLED:
             break
-    return Allocation(step=current, codebook=codebook)
+    weights = sum(plan.shape[0] * plan.shape[1] for plan in linear)
+    expected = expected_bits(linear, class_bits, current) / weights
+    return Allocation(step=current, codebook=codebook, linear_bits=expected)
 
 
 def mean_class_bits(

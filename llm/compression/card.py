@@ -17,6 +17,7 @@ tags: [compression, quantization]
 | bits per weight of the whole file | {whole:.3f} |
 | coordinates | {coordinates} |
 | quantizer | {quantizer}{feedback}, entropy-coded |
+| tuned after quantization | {finishing} |
 | calibrated on | {text} |
 
 Read it with `occ generate DIRECTORY --prompt ...`, measure it with
@@ -26,7 +27,7 @@ The license of the original model applies.
 """
 
 
-def model_card(name: str, settings: Settings, sizes: Sizes, text: str) -> str:
+def model_card(name: str, settings: Settings, sizes: Sizes, text: str, *, finished: bool = False) -> str:
     """Markdown that says what a compressed model is, how large, and from what it was made.
 
     Args:
@@ -34,6 +35,7 @@ def model_card(name: str, settings: Settings, sizes: Sizes, text: str) -> str:
         settings: of the compression.
         sizes: of the file.
         text: what the model was calibrated on.
+        finished: whether row scales and gains were tuned afterwards.
     """
     return _CARD.format(
         name=name,
@@ -44,5 +46,6 @@ def model_card(name: str, settings: Settings, sizes: Sizes, text: str) -> str:
         coordinates=settings.coordinates,
         quantizer=settings.quantizer,
         feedback=" with feedback" if settings.feedback else "",
+        finishing="row scales and norm gains, to the original's predictions" if finished else "none",
         text=text,
     )

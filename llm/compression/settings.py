@@ -1,10 +1,13 @@
 """What a user chooses about a compression; everything else follows from the model and the text."""
 
 import dataclasses
+from typing import Literal
 
 from ..coordinates import CoordinateName
 from ..errors import OccError
+from .targets import Goal, Kind
 
+GOALS: tuple[Kind, ...] = ("bits", "bytes", "kl", "step")
 STATES = (1, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -12,11 +15,15 @@ STATES = (1, 4, 8, 16, 32, 64, 128, 256)
 class Settings:
     """Settings of one compression.
 
-    Exactly one of ``bits`` and ``step`` says how small the file is to be.
+    Exactly one of ``bits``, ``bytes``, ``kl`` and ``step`` says how small, or how good, the file is to be.
     """
 
     bits: float | None = None
     """Bits per weight of the linear layers, all their side information included."""
+    bytes: int | None = None
+    """Bytes of the whole file."""
+    kl: float | None = None
+    """Divergence from the original on calibration text that is held back, nats per token."""
     step: float | None = None
     """The global quantization step itself (in units in which every error costs the same): smaller is finer."""
     coordinates: CoordinateName = "identity"
@@ -27,20 +34,33 @@ class Settings:
     """Let later weights make up for the rounding errors of earlier ones (GPTQ, LDLQ)."""
     damping: float = 0.01
     """Share of the mean diagonal that is added to every second moment."""
+    finish: Literal["auto", "always", "never"] = "auto"
+    """Tune norm gains and row scales to the original's predictions afterwards; auto does so below 3 bits."""
+    finish_steps: int = 96
+    """Steps of that, one window of 512 tokens each."""
     seed: int = 0
     """Seed of random coordinates and of the labels that calibration draws."""
 
     def __post_init__(self) -> None:
-        if (self.bits is None) == (self.step is None):
-            raise OccError("say how small the file is to be with either --bits or --step")
+        goals = [kind for kind in GOALS if getattr(self, kind) is not None]
+        if len(goals) != 1:
+            raise OccError("say how small the file is to be with one of --bits, --bytes, --kl and --step")
         if self.bits is not None and not 0 < self.bits <= 16:
             raise OccError(f"--bits {self.bits} is not a rate: choose a number above 0, up to 16")
-        if self.step is not None and not 0 < self.step < float("inf"):
-            raise OccError(f"--step {self.step} is not a step: choose a positive number")
+        if self.bits is None and not 0 < self.goal.value < float("inf"):
+            raise OccError(f"--{goals[0]} {self.goal.value} makes no sense: choose a positive number")
+        if self.finish_steps < 1:
+            raise OccError(f"--finish-steps {self.finish_steps} tunes nothing: choose 1 or more, or --finish never")
         if self.states not in STATES:
             raise OccError(f"--states {self.states} is not a trellis: choose one of {', '.join(map(str, STATES))}")
         if not 0 < self.damping <= 1:
             raise OccError(f"--damping {self.damping} is out of range: choose a number above 0, up to 1")
+
+    @property
+    def goal(self) -> Goal:
+        """The one number that the file has to have."""
+        kind = next(kind for kind in GOALS if getattr(self, kind) is not None)
+        return Goal(kind=kind, value=float(getattr(self, kind)))
 
     @property
     def quantizer(self) -> str:

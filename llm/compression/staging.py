@@ -1,11 +1,17 @@
-"""Finished tensors on disk, so that an interrupted compression goes on where it stopped and ends in the same bytes."""
+"""Finished work on disk, so that an interrupted compression goes on where it stopped and ends in the same bytes."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
 
 from occ_jax.codec import CodedTensor, FormatError, open_container, write_container
 from occ_jax.quantization.codebook import Codebook, codebook_from_bytes, codebook_to_bytes
@@ -15,11 +21,12 @@ from ..checkpoints.named import cache_directory
 from .allocation import Allocation
 from .settings import Settings
 
-_ALLOCATION = "allocation.json"
-
 
 class Staging:
-    """A directory that holds the allocation and the tensors of one compression until all of them are there.
+    """A directory that holds what one compression has found out until its file is written.
+
+    These are the allocations that were asked for, what files at earlier steps have measured, and the finished tensors
+    of the file that is being made.
 
     Args:
         directory: a place for this compression alone; see :func:`staging_directory`.
@@ -29,46 +36,69 @@ class Staging:
         self._directory = directory
         directory.mkdir(parents=True, exist_ok=True)
 
-    def load_allocation(self) -> Allocation | None:
-        """The allocation of an earlier attempt; ``None`` if it did not come so far."""
-        try:
-            fields = json.loads((self._directory / _ALLOCATION).read_text())
-            codebook = codebook_from_bytes(bytes.fromhex(fields["codebook"]))
-            return Allocation(step=float.fromhex(fields["step"]), codebook=codebook)
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+    def allocation(self, key: str, make: Callable[[], Allocation]) -> Allocation:
+        """The allocation that an earlier attempt made under this key, or the one that ``make`` makes now."""
+        file = self._directory / f"allocation-{key}.json"
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            fields = json.loads(file.read_text())
+            return Allocation(
+                step=float.fromhex(fields["step"]),
+                codebook=codebook_from_bytes(bytes.fromhex(fields["codebook"])),
+                linear_bits=float.fromhex(fields["linear_bits"]),
+            )
+        made = make()
+        fields = {
+            "step": made.step.hex(),
+            "codebook": codebook_to_bytes(made.codebook).hex(),
+            "linear_bits": made.linear_bits.hex(),
+        }
+        self._replace(file, fields)
+        return made
 
-    def save_allocation(self, allocation: Allocation) -> None:
-        """Keep an allocation; tensors of another one are forgotten."""
-        for file in self._directory.glob("*.occ.safetensors"):
-            file.unlink()
-        fields = {"step": allocation.step.hex(), "codebook": codebook_to_bytes(allocation.codebook).hex()}
-        aside = self._directory / f"{_ALLOCATION}.part"
-        aside.write_text(json.dumps(fields))
-        os.replace(aside, self._directory / _ALLOCATION)
+    def measured(self, step: float, measure: Callable[[], float]) -> float:
+        """What the file at a step measured in an earlier attempt, or what ``measure`` finds now."""
+        file = self._directory / "measured.json"
+        known: dict[str, float] = {}
+        with contextlib.suppress(OSError, ValueError):
+            known = json.loads(file.read_text())
+        if step.hex() not in known:
+            known[step.hex()] = measure()
+            self._replace(file, known)
+        return known[step.hex()]
 
-    def load(self, name: str, codebook: Codebook) -> CodedTensor | None:
-        """A finished tensor; ``None`` if there is none, or it is damaged."""
-        try:
-            with open_container(self._file(name)) as container:
-                coded = container[name]
-        except FormatError:
-            return None
-        return coded if coded.codebook is None else dataclasses.replace(coded, codebook=codebook)
-
-    def save(self, name: str, coded: CodedTensor) -> None:
-        """Keep a finished tensor."""
-        write_container(self._file(name), {name: coded})
+    def tensor(self, step: float, name: str, codebook: Codebook, make: Callable[[], CodedTensor]) -> CodedTensor:
+        """A finished tensor of the file at a step, or the one that ``make`` makes now; other steps' are forgotten."""
+        place = self._directory / f"tensors-{step.hex()}"
+        file = place / f"{name}.occ.safetensors"
+        if not place.exists():
+            for other in self._directory.glob("tensors-*"):
+                shutil.rmtree(other)
+            place.mkdir()
+        with contextlib.suppress(FormatError), open_container(file) as container:
+            coded = container[name]
+            return coded if coded.codebook is None else dataclasses.replace(coded, codebook=codebook)
+        coded = make()
+        write_container(file, {name: coded})
+        return coded
 
     def remove(self) -> None:
         """Forget everything."""
         shutil.rmtree(self._directory, ignore_errors=True)
 
-    def _file(self, name: str) -> Path:
-        return self._directory / f"{name}.occ.safetensors"
+    def _replace(self, file: Path, fields: dict[str, Any]) -> None:
+        aside = file.with_suffix(".part")
+        aside.write_text(json.dumps(fields))
+        os.replace(aside, file)
 
 
-def staging_directory(fingerprint: Fingerprint, settings: Settings) -> Path:
-    """The place in the user's cache for one compression: named by everything that determines its result."""
-    identity = json.dumps([fingerprint.digest, dataclasses.asdict(settings), 1], sort_keys=True)
+def staging_directory(fingerprint: Fingerprint, settings: Settings, *tokens: Int[np.ndarray, "..."] | None) -> Path:
+    """The place in the user's cache for one compression: named by everything that determines its result.
+
+    Args:
+        fingerprint: of the model and the text behind the statistics.
+        settings: of the compression.
+        tokens: other text that the compression sees.
+    """
+    seen = [None if array is None else hashlib.sha256(array.astype("<i4").tobytes()).hexdigest() for array in tokens]
+    identity = json.dumps([fingerprint.digest, dataclasses.asdict(settings), seen, 2], sort_keys=True)
     return cache_directory() / "unfinished" / hashlib.sha256(identity.encode()).hexdigest()[:32]

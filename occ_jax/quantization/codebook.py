@@ -18,6 +18,7 @@ References:
 
 from typing import TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int8, Int32
@@ -141,6 +142,7 @@ def symbol(q: _Integers, num_states: int) -> _Integers:
     return q if num_states == 1 else q >> 1
 
 
+@jax.jit
 def reconstruct(q: Int32[Array, "..."], classes: Int32[Array, "..."], codebook: Codebook) -> Float32[Array, "..."]:
     """Reconstruction points of indices, in steps; multiples of 1/64, so exact in float32 up to ``2**17`` steps."""
     k = jnp.clip(symbol(q, codebook.num_states) + REACH, -1, 2 * REACH + 1)

@@ -1,0 +1,198 @@
+r"""Finishing: what stays in floats is tuned to the original network once all indices are fixed.
+
+The rounding of one matrix is answered by the scales of the others: with :math:`s` the logarithm of one factor per row
+of every linear layer and :math:`\gamma` the gains of the norms,
+
+.. math::
+
+    \min_{s, \gamma} \ \mathbb{E}_x \, D_{KL}\big( p(\cdot \mid x) \,\|\, p_{s, \gamma}(\cdot \mid x) \big)
+
+by Adam over windows of calibration text, :math:`p` being the original. No gradient of a weight is formed: a factor of
+a row of :math:`W` is a factor of one output of the layer, so a step costs a forward pass and the backward pass of the
+activations. In the file the factors move the rows' steps by finer levels (:func:`~occ_jax.codec.with_row_factors`), and
+gains are float16.
+
+References:
+    Tseng et al., QuIP#, arXiv 2402.04396, section 5, and Egiazarian et al., AQLM, arXiv 2401.06118, section 3.4 (tuning
+    of the parameters that stay in floats, towards the original's outputs).
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+
+from ..model import LINEARS, LanguageModel, observe, projection_rows
+from ..roles import ATTENTION_NORM, FINAL_NORM, MLP_NORM
+
+POSITIONS = 256
+"""Positions whose logits exist at a time."""
+
+_NORMS = {"attention_norm": ATTENTION_NORM, "mlp_norm": MLP_NORM}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinishSettings:
+    """How long and how fast to tune."""
+
+    steps: int = 100
+    """Steps of Adam, one window each."""
+    window: int = 512
+    """Tokens of a step."""
+    learning_rate: float = 4e-3
+    """At the beginning; falls to zero along a cosine."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Tuned:
+    """The outcome.
+
+    Attributes:
+        row_factors: factor of every row, by name of the matrix.
+        gains: of the norms, by name.
+        kl: divergence on the window of each step, before that step, nats per token.
+    """
+
+    row_factors: dict[str, Float[np.ndarray, " d_out"]]
+    gains: dict[str, Float[np.ndarray, " width"]]
+    kl: Float[np.ndarray, " steps"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Target:
+    """What the original network predicts for some windows.
+
+    Attributes:
+        tokens: the windows.
+        hidden: its final hidden states.
+        head: its output matrix.
+    """
+
+    tokens: Int[np.ndarray, "windows length"]
+    hidden: Float[np.ndarray, "windows length width"]
+    head: Float[Array, "vocab width"]
+
+
+def predict(
+    original: LanguageModel,
+    tokens: Int[np.ndarray, "windows length"],
+    progress: Callable[[Iterable], Iterable] = lambda rows: rows,
+) -> Target:
+    """Run the original network over the windows once."""
+    hidden = [np.asarray(original.hidden_states(row[None])[0]) for row in progress(tokens)]
+    return Target(tokens=tokens, hidden=np.stack(hidden), head=original.head)
+
+
+def finish(
+    model: LanguageModel,
+    target: Target,
+    settings: FinishSettings,
+    *,
+    final_gain: bool,
+    progress: Callable[[Iterable], Iterable] = lambda steps: steps,
+) -> Tuned:
+    """Tune row factors and gains of a quantized network.
+
+    Args:
+        model: the quantized network, dense.
+        target: the original's predictions on calibration windows; they are visited in turn, in shuffled order.
+        settings: how long and how fast.
+        final_gain: whether the gain of the final norm is one of the parameters.
+        progress: wraps the steps to show how far the work has come.
+    """
+    parameters = _initial(model, final_gain)
+    schedule = optax.cosine_decay_schedule(settings.learning_rate, settings.steps)
+    optimizer = optax.adam(schedule, b2=0.95)
+    state = optimizer.init(parameters)
+    params = model.params
+
+    @jax.jit
+    def step(parameters, state, params, head, tokens, hidden):
+        divergence, gradient = jax.value_and_grad(_divergence)(parameters, model.graphdef, params, head, tokens, hidden)
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = optimizer.update(gradient, state, parameters)
+        return optax.apply_updates(parameters, updates), state, divergence
+
+    log = []
+    for window in progress(list(_visits(len(target.tokens), settings.steps))):
+        tokens, hidden = jnp.asarray(target.tokens[window]), jnp.asarray(target.hidden[window])
+        parameters, state, divergence = step(parameters, state, params, target.head, tokens, hidden)
+        log.append(float(divergence))
+    return _tuned(model, jax.tree.map(np.asarray, parameters), np.asarray(log))
+
+
+def _initial(model: LanguageModel, final_gain: bool) -> dict[str, Any]:
+    """Logarithms of row factors and of gains relative to what they are: all zero."""
+    blocks = model.params["blocks"]
+    rows = {name: jnp.zeros(blocks[name]["weight"].shape[:2]) for name in LINEARS}
+    norms = {name: jnp.zeros_like(blocks[name]["gain"]) for name in _NORMS}
+    return {"rows": rows, "norms": norms} | (
+        {"final": jnp.zeros_like(model.params["norm"]["gain"])} if final_gain else {}
+    )
+
+
+def _divergence(
+    parameters: Mapping[str, Any],
+    graphdef: Any,
+    params: Mapping[str, Any],
+    head: Float[Array, "vocab width"],
+    tokens: Int[Array, " length"],
+    hidden: Float[Array, "length width"],
+) -> Float[Array, ""]:
+    """Mean divergence of one window from the original's predictions."""
+    blocks = dict(params["blocks"])
+    for name, logarithm in parameters["norms"].items():
+        blocks[name] = {"gain": blocks[name]["gain"] * jnp.exp(logarithm)}
+    moved = {**params, "blocks": blocks}
+    if "final" in parameters:
+        moved["norm"] = {"gain": params["norm"]["gain"] * jnp.exp(parameters["final"])}
+    states, _ = observe(
+        graphdef,
+        moved,
+        tokens[None],
+        reduce=lambda taps: None,
+        probes=parameters["rows"],
+        attach=lambda y, logarithm: y * jnp.exp(logarithm)[None, None],
+        remat=True,
+    )
+    own_head = params.get("head", params["embedding"])
+
+    @jax.checkpoint
+    def of_positions(rows: tuple[Array, Array]) -> Array:
+        ours, theirs = (
+            jax.nn.log_softmax(jnp.matmul(x, w.T, precision="highest"), axis=-1)
+            for x, w in zip(rows, (own_head, head), strict=True)
+        )
+        return jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1)
+
+    return jnp.mean(jax.lax.map(of_positions, (states[0], hidden), batch_size=POSITIONS))
+
+
+def _visits(count: int, steps: int) -> Iterator[int]:
+    """Windows in shuffled order, all of them before one comes again; the same on every machine."""
+    order = np.random.default_rng(0)
+    for first in range(0, steps, count):
+        yield from order.permutation(count)[: steps - first].tolist()
+
+
+def _tuned(model: LanguageModel, parameters: Mapping[str, Any], kl: Float[np.ndarray, " steps"]) -> Tuned:
+    layers = range(model.config.num_layers)
+    factors = {
+        f"model.layers.{layer}.{projection}.weight": np.exp(parameters["rows"][linear][layer][rows].astype(np.float64))
+        for layer in layers
+        for projection, (linear, rows) in projection_rows(model.config).items()
+    }
+    gains = {
+        pattern.format(layer): np.asarray(model.params["blocks"][norm]["gain"][layer])
+        * np.exp(parameters["norms"][norm][layer])
+        for layer in layers
+        for norm, pattern in _NORMS.items()
+    }
+    if "final" in parameters:
+        gains[FINAL_NORM] = np.asarray(model.params["norm"]["gain"]) * np.exp(parameters["final"])
+    return Tuned(row_factors=factors, gains=gains, kl=kl)

@@ -1,0 +1,242 @@
+"""Files at a step: make one, measure it, finish it, write it."""
+
+import dataclasses
+import json
+import math
+import tempfile
+from pathlib import Path
+from typing import final
+
+import numpy as np
+from jaxtyping import Int
+
+from occ_jax.codec import CodedTensor, decode_tensor, encode_raw, with_row_factors, write_container
+
+from ..checkpoints import Checkpoint
+from ..checkpoints.compressed import BASIS, CONTAINER, QUANT_METHOD, read_compressed_directory
+from ..errors import OccError
+from ..evaluation import Reference, Windows, evaluate
+from ..model import LanguageModel
+from .allocation import Allocation, allocate
+from .compressor import Compressor, Track
+from .finishing import FinishSettings, Target, Tuned, finish, predict
+from .settings import Settings
+from .sizes import Sizes, linear_bits, measure_sizes
+from .staging import Staging
+
+FORMAT_VERSION = 1
+"""Version of the container format that this writer writes (``docs/format.md``)."""
+
+FINISH_BELOW = 3.0
+"""Bits per linear weight below which finishing is worth its time."""
+
+_SAME_TABLES = 0.15  # octaves that a step may move before the tables are estimated anew
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class CalibrationTokens:
+    """Text beside the statistics, as tokens.
+
+    Attributes:
+        calibration: windows on which the statistics are collected.
+        finishing: windows on which row scales and gains are tuned.
+        held_back: windows that nothing else has seen, on which a divergence is measured to meet a target.
+    """
+
+    calibration: Int[np.ndarray, "windows length"]
+    finishing: Int[np.ndarray, "tuned length"]
+    held_back: Int[np.ndarray, "held length"] | None = None
+
+
+@final
+class Maker:
+    """Makes the file of one compression at any step, and keeps what the next attempt can use.
+
+    Args:
+        checkpoint: the original.
+        compressor: of its network; planned.
+        settings: how.
+        staging: keeps finished work.
+        tokens: text for finishing and for measuring a divergence.
+        track: shows progress.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        compressor: Compressor,
+        settings: Settings,
+        staging: Staging,
+        tokens: CalibrationTokens | None,
+        track: Track,
+    ):
+        self._checkpoint = checkpoint
+        self._compressor = compressor
+        self._settings = settings
+        self._staging = staging
+        self._tokens = tokens
+        self._track = track
+        self._first: Allocation | None = None
+        self._made: tuple[float, dict[str, CodedTensor]] | None = None
+        self._target: Target | None = None
+        self._reference: Reference | None = None
+
+    @property
+    def finishes(self) -> bool:
+        """Whether row scales and gains are tuned."""
+        if self._settings.finish != "auto" or self._tokens is None:
+            return self._settings.finish == "always"
+        return self.first_allocation().linear_bits < FINISH_BELOW
+
+    @property
+    def slope(self) -> float:
+        """Expected change per octave of the step: of a rate, or of the binary logarithm of a divergence."""
+        if self._settings.goal.kind == "bytes":
+            return -sum(plan.shape[0] * plan.shape[1] for plan in self._compressor.plans.values()) / 8
+        return 2.0 if self._settings.goal.kind == "kl" else -1.0
+
+    def first_allocation(self) -> Allocation:
+        """Step and codebook from which the search starts."""
+        if self._first is None:
+            self._first = self._staging.allocation("first", self._guess)
+        return self._first
+
+    def measure(self, step: float) -> float:
+        """Make the file at a step and return what it has of the goal's kind.
+
+        Finishing changes no size by more than the tolerance, so sizes are measured before it.
+        """
+        kind = self._settings.goal.kind
+        if kind == "step":
+            return step
+        return self._staging.measured(step, lambda: self._divergence(step) if kind == "kl" else self._size(step))
+
+    def write(self, directory: Path, step: float) -> Sizes:
+        """Write the finished file at a step and everything that belongs beside it, except for the model card."""
+        return self._write(directory, self._finished(step))
+
+    def _guess(self) -> Allocation:
+        goal, compressor = self._settings.goal, self._compressor
+        states, plans, probe = self._settings.states, compressor.plans, compressor.probe
+        if goal.kind == "step":
+            return allocate(plans, probe, num_states=states, step=goal.value)
+        if goal.kind == "bits":
+            bits = goal.value * compressor.num_linear_weights - compressor.side_info_bits()
+            return allocate(plans, probe, num_states=states, target_bits=bits)
+        if goal.kind == "bytes":
+            side_info = compressor.side_info_bits(whole_file=True)
+            if 8 * goal.value <= side_info:
+                raise OccError(
+                    f"--bytes {goal.value:.0f} cannot be reached: beside the indices the file holds "
+                    f"about {side_info / 8:.0f} bytes; choose more"
+                )
+            bits = 8 * goal.value - side_info
+            return allocate(plans, probe, num_states=states, target_bits=bits, target=lambda name: True)
+        return allocate(plans, probe, num_states=states, target_bits=3.0 * compressor.num_linear_weights)
+
+    def _allocation(self, step: float) -> Allocation:
+        first = self.first_allocation()
+        if step == first.step:
+            return first
+        if abs(math.log2(step / first.step)) < _SAME_TABLES:
+            return Allocation(step=step, codebook=first.codebook, linear_bits=first.linear_bits)
+        compressor, states = self._compressor, self._settings.states
+        return self._staging.allocation(
+            step.hex(), lambda: allocate(compressor.plans, compressor.probe, num_states=states, step=step)
+        )
+
+    def _coded(self, step: float) -> dict[str, CodedTensor]:
+        """Every tensor of the file at a step, before finishing."""
+        allocation, compressor = self._allocation(step), self._compressor
+        coded = {
+            name: self._staging.tensor(
+                step,
+                name,
+                allocation.codebook,
+                lambda name=name: compressor.encode(name, allocation, fine_rows=self.finishes),
+            )
+            for name in self._track(tuple(compressor.plans), "quantize and code")
+        }
+        return coded | compressor.encode_rest(gains=self.finishes)
+
+    def _finished(self, step: float) -> dict[str, CodedTensor]:
+        """Every tensor of the file at a step."""
+        if self._made is None or self._made[0] != step:
+            coded = self._coded(step)
+            self._made = step, self._tuned(coded) if self.finishes else coded
+        return self._made[1]
+
+    def _size(self, step: float) -> float:
+        coded = self._coded(step)
+        if self._settings.goal.kind == "bits":
+            return linear_bits(coded, self._allocation(step).codebook)
+        with tempfile.TemporaryDirectory(prefix="occ-size-") as scratch:
+            return float(self._write(Path(scratch), coded).file_bytes)
+
+    def _divergence(self, step: float) -> float:
+        assert self._tokens is not None
+        assert self._tokens.held_back is not None
+        if self._reference is None:
+            self._reference = Reference(self._original())
+        windows = Windows(tokens=self._tokens.held_back, num_bytes=1)
+        with tempfile.TemporaryDirectory(prefix="occ-measure-") as scratch:
+            self._write(Path(scratch), self._finished(step))
+            quality = evaluate(
+                _open(Path(scratch)), windows, reference=self._reference, progress=lambda r: self._track(r, "measure")
+            )
+        assert quality.kl_mean is not None
+        return quality.kl_mean
+
+    def _original(self) -> LanguageModel:
+        return LanguageModel.from_weights(self._checkpoint.config, self._checkpoint.weights)
+
+    def _tuned(self, coded: dict[str, CodedTensor]) -> dict[str, CodedTensor]:
+        assert self._tokens is not None
+        settings = FinishSettings(steps=self._settings.finish_steps)
+        if self._target is None:
+            windows = _cut(self._tokens.finishing, settings.window)[: settings.steps]
+            self._target = predict(self._original(), windows, lambda rows: self._track(rows, "predict"))
+        with tempfile.TemporaryDirectory(prefix="occ-finish-") as scratch:
+            self._write(Path(scratch), coded)
+            tuned = finish(
+                _open(Path(scratch)),
+                self._target,
+                settings,
+                final_gain=BASIS not in coded,
+                progress=lambda steps: self._track(steps, "finish"),
+            )
+        return _apply(tuned, coded)
+
+    def _write(self, directory: Path, coded: dict[str, CodedTensor]) -> Sizes:
+        settings, checkpoint = self._settings, self._checkpoint
+        model = {"coordinates": settings.coordinates, "quantizer": settings.quantizer, "feedback": settings.feedback}
+        write_container(directory / CONTAINER, coded, model=model)
+        for name, content in checkpoint.tokenizer_files.items():
+            (directory / name).write_bytes(content)
+        fields = checkpoint.config.to_hf() | {
+            "quantization_config": {"quant_method": QUANT_METHOD, "format_version": FORMAT_VERSION, **model}
+        }
+        (directory / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+        return measure_sizes(directory / CONTAINER)
+
+
+def _open(directory: Path) -> LanguageModel:
+    opened = read_compressed_directory(directory)
+    return LanguageModel.from_weights(opened.config, opened.weights)
+
+
+def _cut(tokens: Int[np.ndarray, "windows length"], window: int) -> Int[np.ndarray, "more shorter"]:
+    """Cut every window into shorter ones; the remainder of each is dropped."""
+    window = min(window, tokens.shape[1])
+    return tokens[:, : tokens.shape[1] // window * window].reshape(-1, window)
+
+
+def _apply(tuned: Tuned, coded: dict[str, CodedTensor]) -> dict[str, CodedTensor]:
+    """The same indices with tuned row steps, biases and gains."""
+    result = dict(coded)
+    for name, factors in tuned.row_factors.items():
+        result[name] = with_row_factors(coded[name], factors)
+        bias = name.removesuffix("weight") + "bias"
+        if bias in coded:
+            result[bias] = encode_raw(decode_tensor(coded[bias]) * factors.astype(np.float32), "float16")
+    return result | {name: encode_raw(gain, "float16") for name, gain in tuned.gains.items()}
