@@ -1,5 +1,6 @@
 """One strict setting for every test: no silent promotion, four CPU devices, warnings are errors."""
 
+import os
 from collections.abc import Callable
 
 import jax
@@ -8,6 +9,16 @@ import pytest
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 4)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What one process has compiled, no other compiles again: neither a second worker nor a command under test."""
+    place = str(config.cache.mkdir("compiled")) if config.cache else None
+    if place and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = place
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+    jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 @pytest.fixture

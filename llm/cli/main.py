@@ -42,7 +42,7 @@ def main(args: Sequence[str] | None = None) -> None:
     What has been compiled once is kept in the user's cache, unless ``JAX_COMPILATION_CACHE_DIR`` says where.
     """
     jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
-    if not jax.config.jax_compilation_cache_dir:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
         jax.config.update("jax_compilation_cache_max_size", COMPILED_BYTES)

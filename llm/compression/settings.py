@@ -59,7 +59,7 @@ class Settings:
     @property
     def goal(self) -> Goal:
         """The one number that the file has to have."""
-        kind = next(kind for kind in GOALS if getattr(self, kind) is not None)
+        kind: Kind = next(kind for kind in GOALS if getattr(self, kind) is not None)
         return Goal(kind=kind, value=float(getattr(self, kind)))
 
     @property

@@ -20,7 +20,7 @@ SIZE_TOLERANCE = 0.005
 KL_TOLERANCE = 0.03
 """Relative miss of a divergence that ends the search: below its own standard error on a few windows."""
 
-MAX_ATTEMPTS = 6
+MAX_ATTEMPTS = 12
 """Files that are made at most."""
 
 _LARGEST_MOVE = 4.0  # octaves of the step in one correction

@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from occ_jax.codec import FormatError, Levels, decode_indices, decode_tensor, decode_tensors, encode_lattice
+from occ_jax.codec import (
+    FormatError,
+    Levels,
+    decode_indices,
+    decode_tensor,
+    decode_tensors,
+    encode_lattice,
+    with_row_factors,
+)
 from occ_jax.codec import batch as batch_module
 from occ_jax.codec import lattice as lattice_module
 from occ_jax.codec.buckets import bucket, flat_bucket
@@ -265,3 +273,29 @@ def test_the_decoder_compiles_for_every_accelerator(make, lowers_everywhere):
 
     contexts = jnp.zeros((lanes.count, lanes.steps), jnp.uint8)
     lowers_everywhere(decode, streams, codebook.tables, contexts, jnp.int32(20))
+
+
+@pytest.mark.parametrize("num_states", [1, 8])
+def test_rows_may_be_scaled_without_touching_the_indices(num_states, make):
+    q = make["path"]((9, 14), num_states)
+    coded = encode_lattice(q, make["levels"]((9, 14)), make["codebook"](num_states))
+    factors = np.exp(np.random.default_rng(5).normal(0, 0.1, 9))
+    scaled = with_row_factors(coded, factors)
+    np.testing.assert_array_equal(decode_indices([scaled])[0], q)
+    assert scaled.sections["indices"] == coded.sections["indices"]
+    half_a_level = 2 ** (1 / 64)
+    ratio = decode_tensor(scaled)[:, :1] / np.where(q[:, :1] == 0, np.nan, decode_tensor(coded)[:, :1])
+    error = np.abs(np.log(ratio / factors[:, None]))
+    assert np.nanmax(error) <= np.log(half_a_level) + 1e-6
+    again = with_row_factors(scaled, 1 / factors)
+    np.testing.assert_allclose(decode_tensor(again), decode_tensor(coded), rtol=0.03)
+
+
+def test_row_factors_that_make_no_step_are_refused(make):
+    coded = encode_lattice(make["path"]((2, 3), 1), make["levels"]((2, 3)), make["codebook"](1))
+    with pytest.raises(ValueError, match=r"2\*\*14|float32"):
+        with_row_factors(coded, np.array([1e-300, 1.0]))
+    for resolution in (-1, 65, 1.5, True):
+        spec = {**with_row_factors(coded, np.ones(2)).spec, "row_resolution": resolution}
+        with pytest.raises(FormatError, match="row_resolution"):
+            decode_tensor(dataclasses.replace(coded, spec=spec))

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from occ_llm.checkpoints import load_checkpoint
 from occ_llm.checkpoints.compressed import BASIS, CONTAINER
-from occ_llm.compression import Settings, compress, measure_sizes
+from occ_llm.compression import CalibrationTokens, Settings, compress, measure_sizes
 from occ_llm.compression.allocation import probe_rows
 from occ_llm.compression.plan import MatrixPlan, expected_bits, plan_matrix, solve_step
 from occ_llm.compression.sensitivity import sensitivity_of
 from occ_llm.errors import OccError
+from occ_llm.evaluation import Reference, Windows, evaluate
 from occ_llm.model import LanguageModel
 from occ_llm.roles import EMBEDDING, HEAD, is_linear
 
@@ -31,6 +32,15 @@ def logit_error(toy, path, tokens) -> float:
     result = LanguageModel.from_weights(opened.config, opened.weights)(tokens)
     expected = LanguageModel.from_weights(toy.config, toy.weights)(tokens)
     return float(np.linalg.norm(result - expected) / np.linalg.norm(expected))
+
+
+def divergence(toy, path, tokens) -> float:
+    opened = load_checkpoint(path)
+    model = LanguageModel.from_weights(opened.config, opened.weights)
+    reference = Reference(LanguageModel.from_weights(toy.config, toy.weights))
+    kl = evaluate(model, Windows(tokens=tokens, num_bytes=1), reference=reference).kl_mean
+    assert kl is not None
+    return kl
 
 
 @pytest.mark.parametrize("coordinates", ["identity", "hadamard", "klt"])
@@ -125,8 +135,11 @@ def test_weights_that_are_not_numbers_are_refused_by_name(toy, toy_statistics, t
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({}, "either --bits or --step"),
-        ({"bits": 3.0, "step": 0.1}, "either --bits or --step"),
+        ({}, "one of --bits, --bytes, --kl and --step"),
+        ({"bits": 3.0, "step": 0.1}, "one of --bits, --bytes, --kl and --step"),
+        ({"bytes": 0}, "--bytes 0"),
+        ({"kl": -0.1}, "--kl -0.1"),
+        ({"bits": 3.0, "finish_steps": 0}, "--finish-steps 0"),
         ({"bits": 0.0}, "--bits 0.0"),
         ({"bits": float("nan")}, "--bits nan"),
         ({"step": -1.0}, "--step -1.0"),
@@ -138,6 +151,40 @@ def test_weights_that_are_not_numbers_are_refused_by_name(toy, toy_statistics, t
 def test_settings_that_make_no_sense(fields, message):
     with pytest.raises(OccError, match=message):
         Settings(**fields)
+
+
+def test_bytes_are_met(toy, toy_statistics, tmp_path):
+    goal = compress(toy, tmp_path / "a", toy_statistics, Settings(step=0.01)).sizes.file_bytes * 9 // 10
+    result = compress(toy, tmp_path / "b", toy_statistics, Settings(bytes=goal))
+    assert (tmp_path / "b" / CONTAINER).stat().st_size == pytest.approx(goal, rel=0.005)
+    assert result.step > 0.01
+    with pytest.raises(OccError, match=r"--bytes 300 cannot be reached.*holds about \d+ bytes; choose more"):
+        compress(toy, tmp_path / "c", toy_statistics, Settings(bytes=300))
+
+
+def test_a_divergence_is_met_on_held_back_text_and_finishing_helps(toy, toy_statistics, toy_tokens, tmp_path):
+    with pytest.raises(OccError, match="held-back text"):
+        compress(toy, tmp_path / "a", toy_statistics, Settings(kl=0.01))
+    with pytest.raises(OccError, match="finishing needs"):
+        compress(toy, tmp_path / "a", toy_statistics, Settings(step=0.1, finish="always"))
+    tokens = np.asarray(toy_tokens, np.int32)
+    held = np.random.default_rng(3).integers(0, toy.config.vocab_size, (2, 64), dtype=np.int32)
+    text = CalibrationTokens(calibration=tokens, finishing=tokens, held_back=held)
+    coarse = {
+        finish: compress(
+            toy, tmp_path / finish, toy_statistics, Settings(step=0.05, finish=finish, finish_steps=40), tokens=text
+        )
+        for finish in ("never", "always")
+    }
+    assert [coarse[finish].finished for finish in ("never", "always")] == [False, True]
+    before, after = (divergence(toy, tmp_path / finish, tokens) for finish in ("never", "always"))
+    assert after < 0.95 * before
+    grown = coarse["always"].sizes.file_bytes - coarse["never"].sizes.file_bytes
+    assert 0 < grown < 0.2 * coarse["never"].sizes.file_bytes
+    goal = 0.7 * divergence(toy, tmp_path / "never", held)
+    result = compress(toy, tmp_path / "kl", toy_statistics, Settings(kl=goal, finish="never"), tokens=text)
+    assert divergence(toy, tmp_path / "kl", held) == pytest.approx(goal, rel=0.04)
+    assert result.step < 0.05
 
 
 def test_embedding_sensitivity_keeps_every_trace(toy, toy_statistics):

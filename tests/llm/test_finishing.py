@@ -1,0 +1,81 @@
+"""Finishing: the gradient sees a row factor as the file will, the divergence falls, and only scales and gains move."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from occ_llm.compression.finishing import FinishSettings, finish, predict
+from occ_llm.model import LanguageModel
+from occ_llm.roles import FINAL_NORM, is_linear
+
+SETTINGS = FinishSettings(steps=24, window=32, learning_rate=1e-2)
+FAMILIES = {"tied": {}, "biases": {"family": "qwen2", "attention_bias": True, "tie_word_embeddings": False}}
+
+
+def distorted(weights, rng):
+    """Every row of every linear layer a few percent too large or too small."""
+    wrong = {name: np.exp(rng.normal(0, 0.1, len(w))) for name, w in weights.items() if is_linear(name)}
+    return wrong, {n: (w * wrong[n][:, None]).astype(np.float32) if n in wrong else w for n, w in weights.items()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_wrong_row_scales_are_put_right(family, toy_config, toy_weights, toy_tokens):
+    config = toy_config(**FAMILIES[family])
+    weights = toy_weights(config)
+    wrong, damaged = distorted(weights, np.random.default_rng(0))
+    target = predict(LanguageModel.from_weights(config, weights), toy_tokens[:, :32])
+    model = LanguageModel.from_weights(config, damaged)
+    tuned = finish(model, target, SETTINGS, final_gain=True)
+    assert tuned.kl.shape == (SETTINGS.steps,)
+    assert tuned.kl[-4:].mean() < 0.5 * tuned.kl[:4].mean()
+    assert set(tuned.row_factors) == set(wrong)
+    assert FINAL_NORM in tuned.gains
+    before = np.concatenate([np.log(wrong[name]) for name in wrong])
+    after = np.concatenate([np.log(wrong[name] * tuned.row_factors[name]) for name in wrong])
+    assert np.std(after) < np.std(before)
+
+
+def test_applied_factors_are_what_was_tuned(toy_config, toy_weights, toy_tokens):
+    """The divergence that the last step predicts is that of the network with its rows and gains really changed."""
+    config = toy_config(**FAMILIES["biases"])
+    weights = toy_weights(config)
+    _, damaged = distorted(weights, np.random.default_rng(1))
+    target = predict(LanguageModel.from_weights(config, weights), toy_tokens[:1, :32])
+    model = LanguageModel.from_weights(config, damaged)
+    tuned = finish(model, target, SETTINGS, final_gain=True)
+    applied = dict(damaged)
+    for name, factors in tuned.row_factors.items():
+        applied[name] = damaged[name] * factors[:, None].astype(np.float32)
+        bias = name.removesuffix("weight") + "bias"
+        if bias in damaged:
+            applied[bias] = damaged[bias] * factors.astype(np.float32)
+    applied |= {name: gain.astype(np.float32) for name, gain in tuned.gains.items()}
+    moved = LanguageModel.from_weights(config, applied)
+    one_more = finish(moved, target, dataclasses.replace(SETTINGS, steps=1), final_gain=True)
+    further = finish(model, target, dataclasses.replace(SETTINGS, steps=1), final_gain=True)
+    assert one_more.kl[0] < 0.5 * further.kl[0]
+    assert one_more.kl[0] == pytest.approx(tuned.kl[-1], rel=0.2)
+
+
+def test_an_intact_network_diverges_by_nothing_at_first(toy_config, toy_weights, toy_tokens):
+    config = toy_config()
+    weights = toy_weights(config)
+    model = LanguageModel.from_weights(config, weights)
+    target = predict(model, toy_tokens[:1, :32])
+    tuned = finish(model, target, dataclasses.replace(SETTINGS, steps=2), final_gain=False)
+    assert FINAL_NORM not in tuned.gains
+    assert abs(tuned.kl[0]) < 1e-6
+    assert all(np.abs(np.log(factors)).max() < 2.1 * SETTINGS.learning_rate for factors in tuned.row_factors.values())
+
+
+def test_the_same_twice(toy_config, toy_weights, toy_tokens):
+    config = toy_config()
+    _, damaged = distorted(toy_weights(config), np.random.default_rng(2))
+    model = LanguageModel.from_weights(config, damaged)
+    target = predict(LanguageModel.from_weights(config, toy_weights(config)), toy_tokens[:2, :32])
+    settings = dataclasses.replace(SETTINGS, steps=4)
+    first, second = (finish(model, target, settings, final_gain=True) for _ in range(2))
+    jax.tree.map(np.testing.assert_array_equal, (first.row_factors, first.gains), (second.row_factors, second.gains))
+    assert jnp.isfinite(first.kl).all()
