@@ -52,12 +52,13 @@ class CompressedWeights(Weights):
 
     def __getitem__(self, name: str) -> np.ndarray:
         index = self._group_of[name]
-        if self._current[0] != index:
-            self._current = (-1, {})  # let go before the next group is made
+        current = self._current
+        if current[0] != index:
+            self._current = current = (-1, {})  # let go before the next group is made
             names = self._groups[index]
             arrays = decode_tensors([self._container[n] for n in names])
-            self._current = (index, dict(zip(names, arrays, strict=True)))
-        return self._current[1][name]
+            self._current = current = (index, dict(zip(names, arrays, strict=True)))
+        return current[1][name]
 
     def __contains__(self, name: object) -> bool:
         return name in self._group_of

@@ -1,9 +1,11 @@
 """Files at a step: make one, measure it, finish it, write it."""
 
 import dataclasses
+import functools
 import json
 import math
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import final
 
@@ -147,17 +149,22 @@ class Maker:
 
     def _coded(self, step: float) -> dict[str, CodedTensor]:
         """Every tensor of the file at a step, before finishing."""
-        allocation, compressor = self._allocation(step), self._compressor
-        coded = {
-            name: self._staging.tensor(
-                step,
-                name,
-                allocation.codebook,
-                lambda name=name: compressor.encode(name, allocation, fine_rows=self.finishes),
-            )
-            for name in self._track(tuple(compressor.plans), "quantize and code")
-        }
-        return coded | compressor.encode_rest(gains=self.finishes)
+        allocation, compressor, finishes = self._allocation(step), self._compressor, self.finishes
+
+        def tensor(name: str) -> CodedTensor:
+            make = functools.partial(compressor.encode, name, allocation, fine_rows=finishes)
+            return self._staging.tensor(step, name, allocation.codebook, make)
+
+        names = tuple(compressor.plans)
+        self._staging.begin(step)
+        # While one matrix is searched on the devices, another is coded on the host.
+        with ThreadPoolExecutor(2) as pool:
+            try:
+                coded = dict(zip(self._track(names, "quantize and code"), pool.map(tensor, names), strict=True))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        return coded | compressor.encode_rest(gains=finishes)
 
     def _finished(self, step: float) -> dict[str, CodedTensor]:
         """Every tensor of the file at a step."""

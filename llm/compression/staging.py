@@ -66,14 +66,17 @@ class Staging:
             self._replace(file, known)
         return known[step.hex()]
 
-    def tensor(self, step: float, name: str, codebook: Codebook, make: Callable[[], CodedTensor]) -> CodedTensor:
-        """A finished tensor of the file at a step, or the one that ``make`` makes now; other steps' are forgotten."""
-        place = self._directory / f"tensors-{step.hex()}"
-        file = place / f"{name}.occ.safetensors"
-        if not place.exists():
-            for other in self._directory.glob("tensors-*"):
+    def begin(self, step: float) -> None:
+        """Forget finished tensors of files at other steps."""
+        place = self._tensors(step)
+        for other in self._directory.glob("tensors-*"):
+            if other != place:
                 shutil.rmtree(other)
-            place.mkdir()
+        place.mkdir(exist_ok=True)
+
+    def tensor(self, step: float, name: str, codebook: Codebook, make: Callable[[], CodedTensor]) -> CodedTensor:
+        """A finished tensor of the file at a step that has begun, or the one that ``make`` makes now."""
+        file = self._tensors(step) / f"{name}.occ.safetensors"
         with contextlib.suppress(FormatError), open_container(file) as container:
             coded = container[name]
             return coded if coded.codebook is None else dataclasses.replace(coded, codebook=codebook)
@@ -84,6 +87,9 @@ class Staging:
     def remove(self) -> None:
         """Forget everything."""
         shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _tensors(self, step: float) -> Path:
+        return self._directory / f"tensors-{step.hex()}"
 
     def _replace(self, file: Path, fields: dict[str, Any]) -> None:
         aside = file.with_suffix(".part")

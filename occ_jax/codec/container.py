@@ -205,8 +205,9 @@ def write_container(
             raise ValueError(f"a tensor of shape {coded.shape} cannot be stored as {name!r}: reshape or rename it")
         spec = dict(coded.spec)
         if coded.codebook is not None:
-            data = written.setdefault(id(coded.codebook), codebook_to_bytes(coded.codebook))
-            spec["codebook"] = codebooks.setdefault(data, len(codebooks))
+            if id(coded.codebook) not in written:
+                written[id(coded.codebook)] = codebook_to_bytes(coded.codebook)
+            spec["codebook"] = codebooks.setdefault(written[id(coded.codebook)], len(codebooks))
         sizes = tuple(len(section) for section in coded.sections.values())
         check_tensor(spec, coded.shape, sizes, f"tensor {name!r}")
         number = specs.setdefault(repr(sorted(spec.items())), len(specs))

@@ -139,13 +139,12 @@ def _is_path(q: Int32[np.ndarray, "rows cols"], num_states: int) -> bool:
     """Whether every row is a path: on the host, where a new shape costs nothing."""
     if num_states == 1:
         return True
-    following = next_states(num_states).astype(np.int16)
-    state = np.zeros(len(q), np.int16)
-    for column in np.ascontiguousarray(q.T):
-        if ((column ^ state) & 1).any():
-            return False
-        state = following[state, (column >> 1) & 1]
-    return True
+    following = next_states(num_states).astype(np.int16).ravel()
+    state, wrong = np.zeros(len(q), np.int16), np.zeros(len(q), np.int16)
+    for column in np.ascontiguousarray((q & 3).T.astype(np.int16)):
+        wrong |= column ^ state
+        state = following.take(2 * state + (column >> 1))
+    return not (wrong & 1).any()
 
 
 def _encode_lanes(q: Int32[np.ndarray, "rows cols"], levels: Levels, codebook: Codebook, lanes: Lanes) -> bytes:

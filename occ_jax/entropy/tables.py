@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, Int32, Integer, UInt32
 
 from occ_jax._pytree import pytree_dataclass, static_field
 from occ_jax.entropy.empirical import value_counts
-from occ_jax.entropy.varint import ByteReader, unzigzag, write_varint, write_varints, zigzag
+from occ_jax.entropy.varint import ByteReader, unzigzag, write_varints, zigzag
 
 MAX_PRECISION = 16
 """A 32-bit rANS state with 16-bit words leaves at most 16 bits for a frequency."""
@@ -244,12 +244,12 @@ def to_bytes(table: FreqTable) -> bytes:
     """
     tables = as_stack(table)
     freq, offset = np.asarray(tables.freq), np.asarray(tables.offset)
-    parts = [bytes([tables.precision]), write_varint(len(freq))]
-    for row, first in zip(freq[:, :-1], offset):
+    numbers = [np.array([len(freq)])]
+    for row, first in zip(freq[:, :-1], zigzag(offset)):
         used = np.flatnonzero(row)
         row = row[: used[-1] + 1] if used.size else row[:0]
-        parts += [write_varint(int(zigzag(np.asarray(first)))), write_varint(row.size), write_varints(row)]
-    return b"".join(parts)
+        numbers += [np.array([first, row.size]), row]
+    return bytes([tables.precision]) + write_varints(np.concatenate(numbers).astype(np.int64))
 
 
 def from_bytes(data: bytes) -> FreqTable:

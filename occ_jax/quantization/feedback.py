@@ -53,10 +53,26 @@ class FeedbackResult:
 
 @partial(jax.jit, static_argnames=("num_states", "block", "delay", "class_shift", "devices"))
 def _quantize(
-    t, row_level, coupling, weight, column_level, tables, lmbda, num_states, block, delay, class_shift, devices
+    w,
+    step_row,
+    step,
+    row_level,
+    upper,
+    relative,
+    column_level,
+    tables,
+    lmbda,
+    num_states,
+    block,
+    delay,
+    class_shift,
+    devices,
 ):
-    num_columns = t.shape[1]
+    num_columns = w.shape[1]
     padding = -num_columns % block
+    t = w / step_row[:, None] / step[None, :]
+    coupling = jnp.triu(relative[:, None] * upper / step[None, :], 1)
+    weight = jnp.square(relative / jnp.exp(jnp.mean(jnp.log(relative))))
     coupling = jnp.pad(coupling, ((delay * block, padding), (0, padding)))
     columns = Columns(coupling, jnp.pad(weight, (0, padding)), jnp.pad(column_level, (0, padding)))
     search = partial(search_rows, num_states=num_states, block=block, delay=delay, class_shift=class_shift)
@@ -137,15 +153,15 @@ def quantize_with_feedback(
     if delay < 0:
         raise ValueError(f"a path is decided after 0 columns or more, got {delay}")
     order = factor.order
+    in_order = np.array_equal(order, np.arange(num_columns))
     step = np.asarray(step_column, np.float64)[order]
-    relative = step / factor.diagonal
-    coupling = np.triu(relative[:, None] * factor.upper / step[None, :], 1)
-    weight = np.square(relative / np.exp(np.mean(np.log(relative))))
     result = _quantize(
-        jnp.asarray(w[:, order] / np.asarray(step_row, np.float32)[:, None] / step.astype(np.float32)[None, :]),
+        jnp.asarray(w if in_order else w[:, order]),
+        jnp.asarray(step_row, jnp.float32),
+        jnp.asarray(step, jnp.float32),
         jnp.asarray(row_level, jnp.int32),
-        jnp.asarray(coupling, jnp.float32),
-        jnp.asarray(weight, jnp.float32),
+        jnp.asarray(factor.upper, jnp.float32),
+        jnp.asarray(step / factor.diagonal, jnp.float32),
         jnp.asarray(np.asarray(column_level)[order], jnp.int32),
         tables,
         jnp.asarray(HIGH_RATE_LMBDA[num_states] if lmbda is None else lmbda, jnp.float32),
@@ -155,7 +171,7 @@ def quantize_with_feedback(
         class_shift=class_shift,
         devices=devices,
     )
-    inverse = np.argsort(order)
-    if np.array_equal(inverse, np.arange(num_columns)):
+    if in_order:
         return result
+    inverse = np.argsort(order)
     return jax.tree.map(lambda x: x[:, inverse], result)

@@ -213,13 +213,14 @@ def test_it_lowers_to_every_backend(lowers_everywhere):
     tables = search_tables(shifted_codebook(8))
     n = 40
 
-    def run(t, levels, coupling, weight, tables):
+    def run(w, levels, upper, steps, tables):
+        rows, level = jnp.ones(6, jnp.float32), jnp.zeros(n, jnp.int32)
         return feedback._quantize(
-            t, levels, coupling, weight, jnp.zeros(n, jnp.int32), tables, jnp.float32(0.3), 8, 16, 2, 0, None
+            w, rows, steps, levels, upper, steps, level, tables, jnp.float32(0.3), 8, 16, 2, 0, None
         )
 
     ones = jnp.ones((6, n), jnp.float32)
-    lowers_everywhere(run, ones, jnp.zeros(6, jnp.int32), jnp.zeros((n, n), jnp.float32), ones[0], tables)
+    lowers_everywhere(run, ones, jnp.zeros(6, jnp.int32), jnp.eye(n, dtype=jnp.float32), ones[0], tables)
 
 
 def test_it_is_the_same_in_64_bit_mode():
