@@ -71,8 +71,8 @@ def main() -> None:
     parser.add_argument("--lanes", type=int, nargs="+", default=[1024, 2048, 8192])
     options = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
-    from occ_jax.entropy.rans import ideal_bits
     from occ_jax.entropy.empirical import value_counts
+    from occ_jax.entropy.rans import ideal_bits
     from occ_jax.entropy.tables import from_counts
 
     num_symbols = int(options.millions * 1e6)
