@@ -11,6 +11,7 @@ from occ_jax.codec import FormatError
 
 from ..errors import OccError
 from .analyse import Inspect, Models
+from .bench import BenchCommand
 from .compress import Calibrate, Compress, Decompress
 from .demo import Demo
 from .evaluate import Evaluate, Generate
@@ -26,6 +27,7 @@ COMMANDS = {
     "generate": Generate,
     "models": Models,
     "demo": Demo,
+    "bench": BenchCommand,
 }
 
 BAD_INPUT, INTERRUPTED = 2, 130

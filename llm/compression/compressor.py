@@ -25,7 +25,8 @@ from ..checkpoints.compressed import BASIS
 from ..roles import FINAL_NORM, is_linear
 from .allocation import Allocation, probe_rows
 from .factors import Factors
-from .network import BASIS_BITS, Network
+from .input_bases import BASIS_BITS
+from .network import Network
 from .plan import MatrixPlan, plan_matrix
 from .settings import Settings
 
@@ -85,9 +86,10 @@ class Compressor:
         """Quantize and code one whole matrix."""
         levels = self.plans[name].levels(allocation.step)
         q = self._quantize(name, self._network.coefficients(name), levels, allocation.tables).q
-        transform = self._network.stored_transform(name)
+        transform = self._network.written_transform(name)
         right = None if isinstance(transform, Identity) else transform
-        return encode_lattice(np.asarray(q), levels, allocation.codebook, right=right, lane_symbols=_LANE_SYMBOLS)
+        packing = {"matrix_bits": BASIS_BITS, "lane_symbols": _LANE_SYMBOLS}
+        return encode_lattice(np.asarray(q), levels, allocation.codebook, right=right, **packing)
 
     def encode_rest(self) -> dict[str, CodedTensor]:
         """Everything that is not quantized: gains, biases, and the basis of a tied head."""
@@ -96,15 +98,16 @@ class Compressor:
         if network.mixes_head:
             width = network.config.hidden_size
             coded[FINAL_NORM] = encode_raw(network.final_gain, "float16")
-            coded[BASIS] = encode_transform(network.coordinates.residual, width, matrix_bits=BASIS_BITS)
+            coded[BASIS] = encode_transform(network.basis, width, matrix_bits=BASIS_BITS)
         return coded
 
     def side_info_bits(self) -> float:
-        """About what the linear layers take beside their indices and the shared tables: levels and lanes."""
+        """About what the linear layers take beside their indices and the shared tables: levels, lanes, transforms."""
         linear = [plan for name, plan in self.plans.items() if is_linear(name)]
         levels = sum(len(plan.levels(1.0).to_bytes()) for plan in linear)
         lanes = sum(-(-plan.shape[0] * plan.shape[1] // _LANE_SYMBOLS) for plan in linear)
-        return 8.0 * (levels + _LANE_BYTES * lanes)
+        transforms = sum(self._network.transform_bits(plan.name) for plan in linear)
+        return 8.0 * (levels + _LANE_BYTES * lanes) + transforms
 
     def _quantize(
         self, name: str, w: Float[np.ndarray, "rows d_in"], levels: Levels, tables: SearchTables
