@@ -55,7 +55,8 @@ class Distance:
     Attributes:
         name: of its matrix.
         states: of the trellis.
-        bits_per_weight: coded bytes of the layer, levels included, and its share of the network's tables.
+        bits_per_weight: coded bytes of the layer, levels included, and its share of the network's tables; without a
+            transform that is stored with the matrix.
         distortion: weighted error per weight.
         distance_bits: ``bits_per_weight`` less the rate-distortion function at ``distortion``.
         feedback_distance_bits: the same against the reference of feedback.

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from occ_jax.codec import CodedTensor, encode_affine, encode_tensor, write_container
+from occ_jax.codec.header import FORMAT_VERSION
 from occ_jax.quantization import fit_affine
 from occ_jax.quantization.integer_feedback import quantize_integers
 from occ_jax.transforms import Identity
@@ -23,7 +24,6 @@ from ..compression.compressor import Compressor, Track
 from ..compression.factors import Factors
 from ..compression.input_bases import BASIS_BITS
 from ..compression.network import Network, prepare_network
-from ..compression.pipeline import FORMAT_VERSION
 from ..coordinates import CoordinateName
 from ..errors import OccError
 from ..roles import is_linear
