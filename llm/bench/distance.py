@@ -57,6 +57,7 @@ class Distance:
         states: of the trellis.
         bits_per_weight: coded bytes of the layer, levels included, and its share of the network's tables; without a
             transform that is stored with the matrix.
+        table_bits: that share.
         distortion: weighted error per weight.
         distance_bits: ``bits_per_weight`` less the rate-distortion function at ``distortion``.
         feedback_distance_bits: the same against the reference of feedback.
@@ -65,6 +66,7 @@ class Distance:
     name: str
     states: int
     bits_per_weight: float
+    table_bits: float
     distortion: float
     distance_bits: float
     feedback_distance_bits: float
@@ -170,6 +172,7 @@ def _distance(layer: _Layer, levels: Levels, codebook: Codebook, table_bits: flo
         name=layer.name,
         states=codebook.num_states,
         bits_per_weight=bits,
+        table_bits=table_bits,
         distortion=distortion,
         distance_bits=bits - rate_limit(whole, distortion),
         feedback_distance_bits=bits - rate_limit(feedback, distortion),

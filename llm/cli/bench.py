@@ -79,10 +79,6 @@ class BenchCommand:
         self._check()
         checkpoint = load_checkpoint(self.model)
         calibration, evaluation = self._texts()
-        statistics = self._statistics(checkpoint, calibration, terminal)
-        if self.distances:
-            self._measure_distances(checkpoint, statistics, terminal)
-            return
         windows = cut_windows(
             evaluation,
             checkpoint.tokenizer,
@@ -90,6 +86,10 @@ class BenchCommand:
             max_windows=self.max_windows,
             source=f"{self._source} (the part for evaluation)",
         )
+        statistics = self._statistics(checkpoint, calibration, terminal)
+        if self.distances:
+            self._measure_distances(checkpoint, statistics, terminal)
+            return
         bench = Bench(checkpoint, statistics, windows, self.out, keep=self.keep, track=terminal.track)
         self._run_grid(bench, grid, windows, checkpoint, terminal)
 
@@ -101,6 +101,8 @@ class BenchCommand:
         for states in self.states:
             if states not in STATES:
                 raise OccError(f"--states {states} is not a trellis: choose among {', '.join(map(str, STATES))}")
+        if self.calibration_windows < 1:
+            raise OccError(f"--calibration-windows {self.calibration_windows} says nothing: choose 1 or more")
         if self.layers < 1:
             raise OccError(f"--layers {self.layers}: choose 1 for all blocks, 5 for every fifth")
 
