@@ -51,7 +51,7 @@ def bytes_at_kl(rows: Sequence[Row], kl: float) -> float | None:
     return float(np.interp(np.log(kl), logs, [point[1] for point in points]))
 
 
-def kl_at_bytes(rows: Sequence[Row], file_bytes: float) -> float | None:
+def kl_at_bytes(rows: Sequence[Row], file_bytes: float | int) -> float | None:
     """Divergence of a curve at a file size, ``log KL`` taken as linear in bytes between neighbours.
 
     Returns:
