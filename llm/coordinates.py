@@ -26,7 +26,7 @@ from .config import ModelConfig
 from .roles import EMBEDDING, FINAL_NORM, HEAD, READS_RESIDUAL, WRITES_RESIDUAL, kind_of
 from .weights import DerivedWeights, Weights
 
-CoordinateName = Literal["identity", "hadamard", "random", "klt", "dct"]
+CoordinateName = Literal["identity", "hadamard", "random", "klt", "klt-inputs", "dct"]
 
 HEAD_MIX = "model.norm.mix"
 """The symmetric matrix :math:`T \\operatorname{diag}(g) T^\\top` between the final norm and a tied head."""
@@ -54,7 +54,8 @@ def choose_coordinates(
 
     Args:
         name: ``identity``, ``hadamard`` (random signs), ``random`` (Haar), ``dct``, or ``klt``: the eigenbasis of
-            the residual stream's second moment.
+            the residual stream's second moment. ``klt-inputs`` moves no inner space: each layer then has a basis of
+            its own inputs, stored with its matrix (:mod:`occ_llm.compression.input_bases`).
         config: architecture.
         key: seed of the random signs and rotations.
         second_moment: ``d x d``, needed by ``klt`` alone.
@@ -64,7 +65,7 @@ def choose_coordinates(
     """
     residual_key, values_key, hidden_key = jax.random.split(key, 3)
     match name:
-        case "identity":
+        case "identity" | "klt-inputs":
             return Coordinates(Identity(), Identity(), Identity())
         case "hadamard":
             return Coordinates(

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import matplotlib
 
-from .results import Row, best_series
+from .results import Row, at_equal_bytes, best_series
 
 matplotlib.use("Agg")  # files only: no display is needed, here or on a server
 
 import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 # Okabe & Ito, Color Universal Design, 2008; markers repeat what the colours say.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -42,6 +43,50 @@ def rate_distortion_figure(rows: Sequence[Row], path: Path, *, model: str) -> No
     axes.set_title(f"{model}: {best_series(rows)}", loc="left")
     axes.grid(alpha=0.3, which="both")
     axes.legend(frameon=False, title="bars: two standard errors")
+    _save(figure, path)
+
+
+def bench_figure(rows: Sequence[Row], path: Path, *, model: str) -> None:
+    """KL divergence against file size: a panel for each basis, in each a line for every quantizer; SVG or PNG.
+
+    Args:
+        rows: measured points of a bench.
+        path: file to write.
+        model: name for the title.
+    """
+    places = list(dict.fromkeys(row.coordinates for row in rows))
+    kinds = list(dict.fromkeys((row.quantizer, row.feedback) for row in rows))
+    figure, panels = plt.subplots(
+        1, len(places), figsize=(2 + 3.6 * len(places), 5), sharey=True, squeeze=False, layout="constrained"
+    )
+    for axes, place in zip(panels[0], places, strict=True):
+        for index, (quantizer, feedback) in enumerate(kinds):
+            kind = [r for r in rows if (r.coordinates, r.quantizer, r.feedback) == (place, quantizer, feedback)]
+            points = sorted(kind, key=lambda row: row.file_bytes)
+            axes.errorbar(
+                [row.file_bytes / 1e6 for row in points],
+                [row.kl_mean for row in points],
+                yerr=[2 * row.kl_se for row in points],
+                label=f"{quantizer}{', feedback' if feedback else ''}",
+                color=_COLOURS[index % len(_COLOURS)],
+                marker=_MARKERS[index % len(_MARKERS)],
+                linestyle="-" if feedback else ":",
+                capsize=3,
+            )
+        axes.set_yscale("log")
+        axes.set_title(place)
+        axes.set_xlabel("file size (MB, everything included)")
+        axes.grid(alpha=0.3, which="both")
+    panels[0][0].set_ylabel("KL divergence from the original (nats per token)")
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=3, frameon=False, title="bars: two standard errors"
+    )
+    figure.suptitle(f"{model}: lowest divergence at equal bytes with {at_equal_bytes(rows).anchor}", x=0.02, ha="left")
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
     with plt.rc_context({"svg.hashsalt": "occ", "svg.fonttype": "none"}):
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=160)
     plt.close(figure)

@@ -51,12 +51,65 @@ def bytes_at_kl(rows: Sequence[Row], kl: float) -> float | None:
     return float(np.interp(np.log(kl), logs, [point[1] for point in points]))
 
 
+def kl_at_bytes(rows: Sequence[Row], file_bytes: float | int) -> float | None:
+    """Divergence of a curve at a file size, ``log KL`` taken as linear in bytes between neighbours.
+
+    Returns:
+        Nats per token, or ``None`` where the rows do not span ``file_bytes`` (nothing is extrapolated).
+    """
+    points = sorted((row.file_bytes, np.log(row.kl_mean)) for row in rows)
+    sizes = [point[0] for point in points]
+    if not points or not sizes[0] <= file_bytes <= sizes[-1]:
+        return None
+    return float(np.exp(np.interp(file_bytes, sizes, [point[1] for point in points])))
+
+
+def series_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows by :attr:`Row.series`, in the order of their first row."""
+    return {name: [row for row in rows if row.series == name] for name in dict.fromkeys(row.series for row in rows)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EqualBytes:
+    """Divergence of every curve at the same file sizes.
+
+    Attributes:
+        anchor: the curve whose files have these sizes: the one with the lowest divergence at the median size.
+        file_bytes: the sizes, ascending.
+        kl: name of a curve -> divergence at each size, ``None`` where the curve does not reach.
+    """
+
+    anchor: str
+    file_bytes: tuple[int, ...]
+    kl: dict[str, tuple[float | None, ...]]
+
+
+def at_equal_bytes(rows: Sequence[Row]) -> EqualBytes:
+    """Compare all curves at the file sizes of the best one.
+
+    Raises:
+        ValueError: there are no rows.
+    """
+    if not rows:
+        raise ValueError("nothing to compare: there are no rows")
+    series = series_of(rows)
+    middle = float(np.median([row.file_bytes for row in rows]))
+    reached = {name: kl for name, curve in series.items() if (kl := kl_at_bytes(curve, middle)) is not None}
+    anchor = min(reached, key=lambda name: reached[name]) if reached else next(iter(series))
+    sizes = tuple(sorted({row.file_bytes for row in series[anchor]}))
+    return EqualBytes(
+        anchor=anchor,
+        file_bytes=sizes,
+        kl={name: tuple(kl_at_bytes(curve, size) for size in sizes) for name, curve in series.items()},
+    )
+
+
 def best_series(rows: Sequence[Row]) -> str:
     """One sentence: which curve needs the fewest bytes at the same divergence, and by how much.
 
     The comparison is made in the middle (in ``log KL``) of the range that every curve covers.
     """
-    series = {name: [row for row in rows if row.series == name] for name in dict.fromkeys(row.series for row in rows)}
+    series = series_of(rows)
     low = max(min(row.kl_mean for row in curve) for curve in series.values())
     high = min(max(row.kl_mean for row in curve) for curve in series.values())
     if len(series) < 2 or low > high:

@@ -12,6 +12,7 @@ from occ_jax.codec import FormatError
 from ..checkpoints.named import cache_directory
 from ..errors import OccError
 from .analyse import Inspect, Models
+from .bench import BenchCommand
 from .compress import Calibrate, Compress, Decompress
 from .demo import Demo
 from .evaluate import Evaluate, Generate
@@ -27,6 +28,7 @@ COMMANDS = {
     "generate": Generate,
     "models": Models,
     "demo": Demo,
+    "bench": BenchCommand,
 }
 
 COMPILED_BYTES = 1 << 28

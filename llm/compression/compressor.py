@@ -26,7 +26,8 @@ from ..folding import folded_gains
 from ..roles import FINAL_NORM, is_linear
 from .allocation import Allocation, probe_rows
 from .factors import Factors
-from .network import BASIS_BITS, Network
+from .input_bases import BASIS_BITS
+from .network import Network
 from .plan import MatrixPlan, plan_matrix
 from .settings import Settings
 
@@ -97,9 +98,10 @@ class Compressor:
         if fine_rows and is_linear(name):
             levels = levels.with_row_factors(np.ones(levels.shape[0]), ROW_RESOLUTION)
         q = self._quantize(name, self._network.coefficients(name), levels, allocation.tables).q
-        transform = self._network.stored_transform(name)
+        transform = self._network.written_transform(name)
         right = None if isinstance(transform, Identity) else transform
-        return encode_lattice(np.asarray(q), levels, allocation.codebook, right=right, lane_symbols=_LANE_SYMBOLS)
+        packing = {"matrix_bits": BASIS_BITS, "lane_symbols": _LANE_SYMBOLS}
+        return encode_lattice(np.asarray(q), levels, allocation.codebook, right=right, **packing)
 
     def encode_rest(self, *, gains: bool = False) -> dict[str, CodedTensor]:
         """Everything that is not quantized: gains, biases, and the basis of a tied head.
@@ -112,7 +114,7 @@ class Compressor:
         if network.mixes_head:
             width = network.config.hidden_size
             coded[FINAL_NORM] = encode_raw(network.final_gain, "float16")
-            coded[BASIS] = encode_transform(network.coordinates.residual, width, matrix_bits=BASIS_BITS)
+            coded[BASIS] = encode_transform(network.basis, width, matrix_bits=BASIS_BITS)
         if gains:
             ones = np.ones(network.config.hidden_size, np.float32)
             coded |= {name: encode_raw(ones, "float16") for name in folded_gains(network.config)}
@@ -124,7 +126,7 @@ class Compressor:
         return sum(plan.shape[0] * plan.shape[1] for name, plan in self.plans.items() if is_linear(name))
 
     def side_info_bits(self, *, whole_file: bool = False) -> float:
-        """About what matrices take beside their indices and the shared tables: levels and lanes.
+        """About what matrices take beside their indices and the shared tables: levels, lanes, transforms.
 
         Args:
             whole_file: of all matrices, and everything else in the file; otherwise of the linear layers.
@@ -133,7 +135,8 @@ class Compressor:
         levels = sum(len(plan.levels(1.0).to_bytes()) for plan in plans)
         lanes = sum(-(-plan.shape[0] * plan.shape[1] // _LANE_SYMBOLS) for plan in plans)
         rest = sum(coded.num_bytes for coded in self.encode_rest().values()) if whole_file else 0
-        return 8.0 * (levels + _LANE_BYTES * lanes + rest)
+        transforms = sum(self._network.transform_bits(plan.name) for plan in plans)
+        return 8.0 * (levels + _LANE_BYTES * lanes + rest) + transforms
 
     def _quantize(
         self, name: str, w: Float[np.ndarray, "rows d_in"], levels: Levels, tables: SearchTables

@@ -8,20 +8,19 @@ import numpy as np
 from jaxtyping import Float
 
 from occ_jax._pytree import replace
-from occ_jax.codec import stored_transform
+from occ_jax.codec import stored_transform, to_spec
 from occ_jax.transforms import Identity, Transform
 
 from ..calibration import Statistics, rotate_statistics
+from ..calibration.statistics import sandwich
 from ..config import ModelConfig
 from ..coordinates import HEAD_MIX, Coordinates, choose_coordinates, rotate
 from ..folding import fold_norms, folded_gains
 from ..roles import EMBEDDING, FINAL_NORM, HEAD, LINEAR_KINDS, is_linear, kind_of
 from ..weights import Weights
+from .input_bases import BASIS_BITS, InputBases
 from .sensitivity import Sensitivity, sensitivity_of
 from .settings import Settings
-
-BASIS_BITS = 3
-"""Resolution of a stored basis: a coarser matrix is another rotation nearby, and a smaller file."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,6 +33,8 @@ class Network:
         weights: folded and rotated, lazy.
         coordinates: the basis of every inner space.
         statistics: second moments and Fisher information in these coordinates.
+        basis: of the residual stream as it is written; :attr:`coordinates` have what a decoder makes of it.
+        input_bases: a basis of every layer's inputs that is stored with its matrix, or ``None``.
     """
 
     config: ModelConfig
@@ -41,6 +42,8 @@ class Network:
     weights: Weights
     coordinates: Coordinates
     statistics: Statistics
+    basis: Transform
+    input_bases: InputBases | None = None
 
     @cached_property
     def matrices(self) -> tuple[str, ...]:
@@ -64,8 +67,20 @@ class Network:
         return HEAD_MIX in self.weights
 
     def stored_transform(self, name: str) -> Transform:
-        """Transform along a matrix's columns that is stored with it; the identity for all but ``down_proj``."""
+        """Transform along a matrix's columns that is stored with it, as a decoder has it; mostly the identity."""
+        if self.input_bases is not None and is_linear(name):
+            return self.input_bases.decoded(name)
         return self.coordinates.hidden if kind_of(name) == "down" else Identity()
+
+    def written_transform(self, name: str) -> Transform:
+        """What to write, at :data:`BASIS_BITS`, so that a decoder has :meth:`stored_transform`."""
+        if self.input_bases is not None and is_linear(name):
+            return self.input_bases.written(name)
+        return self.stored_transform(name)
+
+    def transform_bits(self, name: str) -> int:
+        """Bits that a matrix's stored transform takes in the file."""
+        return 8 * len(to_spec(self.written_transform(name), matrix_bits=BASIS_BITS)[1])
 
     def coefficients(self, name: str) -> Float[np.ndarray, "d_out d_in"]:
         """The matrix in the coordinates in which it is quantized."""
@@ -75,7 +90,11 @@ class Network:
 
     def sensitivity(self, name: str) -> Sensitivity:
         """What an error in the coefficients costs."""
-        return sensitivity_of(name, self.statistics)
+        sensitivity = sensitivity_of(name, self.statistics)
+        if self.input_bases is None or not is_linear(name):
+            return sensitivity
+        moved = sandwich(self.stored_transform(name), sensitivity.hessian)
+        return dataclasses.replace(sensitivity, hessian=moved)
 
     def same_shape(self) -> dict[str, list[str]]:
         """Matrices by kind: all of one kind have one shape."""
@@ -97,13 +116,15 @@ def prepare_network(config: ModelConfig, weights: Weights, statistics: Statistic
     moment = statistics.residual_moment() if settings.coordinates == "klt" else None
     key = jax.random.key(settings.seed)
     coordinates = choose_coordinates(settings.coordinates, config, key=key, second_moment=moment)
+    basis = coordinates.residual
     # The basis that a decoder will have: a stored matrix is rounded, and the network is rotated by the rounded one.
-    residual = stored_transform(coordinates.residual, matrix_bits=BASIS_BITS)
-    coordinates = replace(coordinates, residual=residual)
+    coordinates = replace(coordinates, residual=stored_transform(basis, matrix_bits=BASIS_BITS))
     return Network(
         config=config,
         original=weights,
         weights=rotate(config, fold_norms(config, weights), coordinates),
         coordinates=coordinates,
         statistics=rotate_statistics(statistics, coordinates),
+        basis=basis,
+        input_bases=InputBases(statistics) if settings.coordinates == "klt-inputs" else None,
     )

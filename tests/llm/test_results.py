@@ -3,8 +3,8 @@
 import xml.etree.ElementTree as ET
 
 import pytest
-from occ_llm.figures import rate_distortion_figure
-from occ_llm.results import Row, best_series, bytes_at_kl
+from occ_llm.figures import bench_figure, rate_distortion_figure
+from occ_llm.results import Row, at_equal_bytes, best_series, bytes_at_kl, kl_at_bytes
 
 
 def row(coordinates, file_bytes, kl, **changes):
@@ -68,3 +68,30 @@ def test_figure_is_the_same_every_time_and_says_what_it_shows(tmp_path):
 def test_figures_do_not_need_positive_errors(tmp_path):
     rate_distortion_figure([row("identity", 1000, 0.1, kl_se=0.0)], tmp_path / "a.svg", model="toy")
     assert (tmp_path / "a.svg").stat().st_size > 1000
+
+
+def test_kl_at_bytes_is_linear_in_log_kl_and_never_extrapolates():
+    assert kl_at_bytes(CURVE, 200) == pytest.approx(0.1)
+    assert kl_at_bytes(CURVE, 150) == pytest.approx(0.2)
+    assert kl_at_bytes(CURVE, 99) is None
+    assert kl_at_bytes([], 100) is None
+
+
+def test_curves_are_compared_at_the_sizes_of_the_best():
+    other = [row("klt", 150, 0.4), row("klt", 250, 0.1)]
+    equal = at_equal_bytes([*other, *CURVE])
+    assert equal.anchor == "identity, scalar with feedback"
+    assert equal.file_bytes == (100, 200, 300)
+    assert equal.kl[equal.anchor] == pytest.approx((0.4, 0.1, 0.025))
+    assert equal.kl["klt, scalar with feedback"][1] == pytest.approx(0.2)
+    assert equal.kl["klt, scalar with feedback"][::2] == (None, None)
+    with pytest.raises(ValueError, match="no rows"):
+        at_equal_bytes([])
+
+
+def test_the_figure_of_a_bench_has_a_panel_for_each_basis(tmp_path):
+    rows = [*CURVE, row("klt", 150, 0.4), row("klt", 250, 0.1), row("klt", 150, 0.5, feedback=False)]
+    bench_figure(rows, tmp_path / "bench.svg", model="toy")
+    text = "".join(ET.parse(tmp_path / "bench.svg").getroot().itertext())
+    for words in ("identity", "klt", "scalar, feedback", "file size (MB", "toy: lowest divergence at equal bytes"):
+        assert words in text

@@ -1,0 +1,74 @@
+"""Which methods at which rates: the rows of the table, in the order in which they are made."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import get_args
+
+from ..coordinates import CoordinateName
+from ..errors import OccError
+from .methods import Method, QuantizerName
+
+COORDINATES: tuple[CoordinateName, ...] = ("identity", "hadamard", "klt", "klt-inputs")
+QUANTIZERS: tuple[QuantizerName, ...] = get_args(QuantizerName)
+WIDTHS = (2, 3, 4)
+RATES = (2.0, 2.5, 3.0, 3.5)
+
+_PROCEDURE = 1  # part of every key: raise it when the same entry would make another file
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One file of the bench.
+
+    Attributes:
+        method: how it is made.
+        rate: width of the integers, or bits per weight of the linear layers beside stored transforms.
+    """
+
+    method: Method
+    rate: float
+
+    @property
+    def name(self) -> str:
+        """Short and unique, fit for a directory."""
+        return f"{self.method.coordinates}-{self.method.quantizer}-{self.rate:g}"
+
+    def key(self, *circumstances: str) -> str:
+        """A digest of everything that determines the row: the entry, and digests of model, texts and windows."""
+        parts = [_PROCEDURE, dataclasses.asdict(self), *circumstances]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def make_grid(
+    *,
+    coordinates: Sequence[CoordinateName] = COORDINATES,
+    quantizers: Sequence[QuantizerName] = QUANTIZERS,
+    widths: Sequence[int] = WIDTHS,
+    rates: Sequence[float] = RATES,
+) -> tuple[Entry, ...]:
+    """Every quantizer in all coordinates at every rate; repetitions count once.
+
+    Raises:
+        OccError: there is no such width or rate, or nothing to do.
+
+    Example:
+        >>> [entry.name for entry in make_grid(coordinates=["klt"], quantizers=["scalar"], rates=[2.0, 3.0])]
+        ['klt-scalar-2', 'klt-scalar-3']
+    """
+    for width in widths:
+        if not 2 <= width <= 8:
+            raise OccError(f"--widths {width} is no width of integers: choose 2 to 8")
+    for rate in rates:
+        if not 0 < rate <= 16:
+            raise OccError(f"--rates {rate} is not a rate: choose numbers above 0, up to 16")
+    entries = []
+    for place in coordinates:
+        for quantizer in quantizers:
+            method = Method(coordinates=place, quantizer=quantizer)
+            for rate in widths if method.is_integer else rates:
+                entries.append(Entry(method=method, rate=float(rate)))
+    if not entries:
+        raise OccError("nothing to compare: choose at least one quantizer, one basis and one rate")
+    return tuple(dict.fromkeys(entries))

@@ -1,0 +1,98 @@
+"""The baseline that others publish: integers of fixed width with shared scales, as a file in the same container."""
+
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from occ_jax.codec import CodedTensor, encode_affine, encode_tensor, write_container
+from occ_jax.codec.header import FORMAT_VERSION
+from occ_jax.quantization import fit_affine
+from occ_jax.quantization.integer_feedback import quantize_integers
+from occ_jax.transforms import Identity
+
+from ..calibration import Statistics
+from ..checkpoints import Checkpoint
+from ..checkpoints.atomic import atomic_directory
+from ..checkpoints.compressed import CONTAINER, QUANT_METHOD
+from ..compression import Settings, Sizes, measure_sizes
+from ..compression.compressor import Compressor, Track
+from ..compression.factors import Factors
+from ..compression.input_bases import BASIS_BITS
+from ..compression.network import Network, prepare_network
+from ..coordinates import CoordinateName
+from ..errors import OccError
+from ..roles import is_linear
+
+EMBEDDING_BITS, EMBEDDING_GROUP = 8, 64
+"""How these files hold the embedding and a head of its own: the customary 8 bits, counted like everything else."""
+
+
+def compress_integers(
+    checkpoint: Checkpoint,
+    out: Path,
+    statistics: Statistics,
+    coordinates: CoordinateName,
+    *,
+    bits: int,
+    group_size: int,
+    feedback: bool,
+    track: Track = lambda names, label: names,
+) -> tuple[Sizes, float]:
+    """Compress a model with asymmetric integers in groups into a directory that appears whole or not at all.
+
+    Args:
+        checkpoint: the model.
+        out: directory to write.
+        statistics: of the folded network in original coordinates.
+        coordinates: name of the coordinates.
+        bits: width of the integers of the linear layers.
+        group_size: weights that share a float16 scale and a zero point.
+        feedback: GPTQ; ``False`` rounds to the nearest.
+        track: shows progress.
+
+    Returns:
+        Sizes of the file and the wall time.
+
+    Raises:
+        OccError: weights or statistics that cannot be used; the message names the matrix.
+    """
+    started = time.perf_counter()
+    settings = Settings(bits=float(bits), coordinates=coordinates, feedback=feedback)
+    network = prepare_network(checkpoint.config, checkpoint.weights, statistics, settings)
+    with tempfile.TemporaryDirectory(prefix="occ-factors-") as scratch:
+        factors = Factors(Path(scratch), damping=settings.damping, feedback=True) if feedback else None
+        try:
+            coded = {
+                name: _encode(network, name, factors, bits, group_size)
+                for name in track(network.matrices, "quantize and code")
+            }
+            unused = Factors(Path(scratch), damping=settings.damping, feedback=feedback)
+            coded |= Compressor(network, settings, unused, track).encode_rest()
+        except ValueError as error:
+            raise error if isinstance(error, OccError) else OccError(f"{checkpoint.name}: {error}") from error
+    with atomic_directory(out) as directory:
+        model = {"coordinates": coordinates, "quantizer": f"integers {bits}", "feedback": feedback}
+        write_container(directory / CONTAINER, coded, model=model)
+        for name, content in checkpoint.tokenizer_files.items():
+            (directory / name).write_bytes(content)
+        quantization = {"quant_method": QUANT_METHOD, "format_version": FORMAT_VERSION, **model}
+        fields = checkpoint.config.to_hf() | {"quantization_config": quantization}
+        (directory / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+        sizes = measure_sizes(directory / CONTAINER)
+    return sizes, time.perf_counter() - started
+
+
+def _encode(network: Network, name: str, factors: Factors | None, bits: int, group_size: int) -> CodedTensor:
+    w = network.coefficients(name)
+    if not is_linear(name):
+        return encode_tensor(w, fit_affine(jnp.asarray(w), EMBEDDING_BITS, group_size=EMBEDDING_GROUP))
+    factor = None if factors is None else factors.of(name, network.sensitivity(name).hessian)
+    result = quantize_integers(w, factor, bits=bits, group_size=group_size, devices=tuple(jax.devices()))
+    written = network.written_transform(name)
+    right = None if isinstance(written, Identity) else written
+    return encode_affine(np.asarray(result.q), result.quantizer, right=right, matrix_bits=BASIS_BITS)

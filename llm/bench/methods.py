@@ -1,0 +1,111 @@
+"""A method of the bench: coordinates and a quantizer, and the file that they make of a model."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from ..calibration import Statistics
+from ..checkpoints import Checkpoint
+from ..compression import Settings, Sizes, compress
+from ..compression.compressor import Track
+from ..coordinates import CoordinateName
+from .integers import compress_integers
+
+QuantizerName = Literal[
+    "int-rtn-64",
+    "int-rtn-128",
+    "int-gptq-64",
+    "int-gptq-128",
+    "scalar-rtn",
+    "scalar",
+    "trellis-8",
+    "trellis-32",
+    "trellis-256",
+]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Method:
+    """Coordinates and a quantizer.
+
+    Attributes:
+        coordinates: name of the coordinates.
+        quantizer: ``int-rtn-G`` are asymmetric integers with a float16 scale for each group of G, rounded to the
+            nearest; ``int-gptq-G`` the same with feedback; ``scalar`` and ``trellis-S`` are entropy-coded with
+            feedback, ``scalar-rtn`` without.
+    """
+
+    coordinates: CoordinateName
+    quantizer: QuantizerName
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether indices have a fixed width and are not entropy-coded."""
+        return self.quantizer.startswith("int-")
+
+    @property
+    def feedback(self) -> bool:
+        """Whether later weights make up for the rounding errors of earlier ones."""
+        return "rtn" not in self.quantizer
+
+    @property
+    def parameter(self) -> int:
+        """Group size of integers, states of the trellis of the others."""
+        last = self.quantizer.rpartition("-")[2]
+        return int(last) if last.isdigit() else 1
+
+    @property
+    def label(self) -> str:
+        """Name of the quantizer in tables; whether it has feedback is said beside it."""
+        if self.is_integer:
+            return f"integers, groups of {self.parameter}"
+        return "scalar" if self.parameter == 1 else f"trellis {self.parameter}"
+
+
+def make_file(
+    method: Method,
+    rate: float,
+    checkpoint: Checkpoint,
+    out: Path,
+    statistics: Statistics,
+    *,
+    transform_bits: float = 0.0,
+    track: Track = lambda names, label: names,
+) -> tuple[Sizes, float]:
+    """Compress a model by a method into a directory that any reader of this project opens.
+
+    Args:
+        method: how.
+        rate: width of the integers, or bits per weight of the linear layers, all side information but stored
+            transforms included.
+        checkpoint: the model.
+        out: directory to write.
+        statistics: of the folded network in original coordinates.
+        transform_bits: bits per linear weight that stored transforms take, on top of ``rate``.
+        track: shows progress.
+
+    Returns:
+        Sizes of the file, stored transforms counted, and the wall time.
+
+    Raises:
+        OccError: the method cannot make such a file.
+    """
+    if method.is_integer:
+        return compress_integers(
+            checkpoint,
+            out,
+            statistics,
+            method.coordinates,
+            bits=int(rate),
+            group_size=method.parameter,
+            feedback=method.feedback,
+            track=track,
+        )
+    settings = Settings(
+        bits=rate + transform_bits,
+        coordinates=method.coordinates,
+        states=method.parameter,
+        feedback=method.feedback,
+    )
+    made = compress(checkpoint, out, statistics, settings, track=track)
+    return made.sizes, made.seconds

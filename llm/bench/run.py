@@ -1,0 +1,165 @@
+"""Run a grid: make each file, open it like anybody else would, and hold it against the original on one text."""
+
+import contextlib
+import dataclasses
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from ..calibration import Statistics
+from ..calibration.fingerprint import text_digest
+from ..checkpoints import Checkpoint, load_checkpoint
+from ..compression import Settings
+from ..compression.compressor import Track
+from ..compression.network import prepare_network
+from ..errors import OccError
+from ..evaluation import Reference, Windows, evaluate
+from ..model import LanguageModel
+from ..results import Row
+from ..roles import is_linear
+from .grid import Entry
+from .methods import make_file
+from .records import Records
+
+RECORDS = "rows.json"
+"""File of finished rows in the directory of a bench."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of the entries of a grid.
+
+    Attributes:
+        rows: measured, in the order of the grid.
+        failures: name of an entry that no file could be made for -> the reason.
+    """
+
+    rows: tuple[Row, ...]
+    failures: dict[str, str]
+
+
+class Bench:
+    """One model on one text; keeps the reference's states between the rows.
+
+    Args:
+        checkpoint: the model.
+        statistics: of the folded network in original coordinates.
+        windows: evaluation text, which ``statistics`` have not seen.
+        out: directory of the bench.
+        keep: leave the compressed models in ``out``.
+        track: shows progress.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        statistics: Statistics,
+        windows: Windows,
+        out: Path,
+        *,
+        keep: bool = False,
+        track: Track = lambda names, label: names,
+    ):
+        self._checkpoint = checkpoint
+        self._statistics = statistics
+        self._windows = windows
+        self._out = out
+        self._keep = keep
+        self._track = track
+        self.records = Records(out / RECORDS)
+        self.circumstances = statistics.fingerprint.digest, text_digest(windows.tokens)
+
+    def run(self, grid: Sequence[Entry], *, on_failure: Callable[[str], None] = lambda message: None) -> Outcome:
+        """Measure every entry that has not been measured yet.
+
+        Args:
+            grid: the entries.
+            on_failure: told when no file can be made for an entry; the others go on.
+
+        Raises:
+            OccError: no entry could be measured.
+        """
+        rows, failures = [], {}
+        for number, entry in enumerate(grid, 1):
+            key = entry.key(*self.circumstances)
+            fields = self.records.get(key)
+            if fields is None:
+                try:
+                    row = self._measure(entry, f"{entry.name} ({number} of {len(grid)})")
+                except OccError as error:
+                    failures[entry.name] = str(error)
+                    on_failure(f"{entry.name}: {error}")
+                    continue
+                fields = dataclasses.asdict(row)
+                self.records.add(key, fields)
+            rows.append(Row(**fields))
+        if not rows:
+            raise OccError(next(iter(failures.values())))
+        return Outcome(rows=tuple(rows), failures=failures)
+
+    @cached_property
+    def reference_perplexity(self) -> float:
+        """Of the original on the same windows."""
+        key = f"original {' '.join(self.circumstances)}"
+        if (found := self.records.get(key)) is None:
+            original = evaluate(self._reference.model, self._windows, progress=lambda r: self._track(r, "original"))
+            self.records.add(key, {"perplexity": original.perplexity})
+            return original.perplexity
+        return found["perplexity"]
+
+    @cached_property
+    def _reference(self) -> Reference:
+        return Reference(LanguageModel.from_weights(self._checkpoint.config, self._checkpoint.weights))
+
+    @cached_property
+    def input_bases_bits(self) -> float:
+        """Bits per linear weight of the stored bases of ``klt-inputs``: the same for all quantizers and rates."""
+        settings = Settings(bits=1.0, coordinates="klt-inputs")
+        network = prepare_network(self._checkpoint.config, self._checkpoint.weights, self._statistics, settings)
+        linear = [name for name in network.matrices if is_linear(name)]
+        bits = sum(network.transform_bits(name) for name in self._track(linear, "bases of inputs"))
+        return bits / sum(self._checkpoint.weights[name].size for name in linear)
+
+    def _measure(self, entry: Entry, label: str) -> Row:
+        def track(steps: Iterable, what: str) -> Iterable:
+            return self._track(steps, f"{label}: {what}")
+
+        place = self._out / "files" / entry.name
+        if place.exists():  # of an earlier run: made, and not measured or kept
+            shutil.rmtree(place)
+        method = entry.method
+        stored = self.input_bases_bits if method.coordinates == "klt-inputs" and not method.is_integer else 0.0
+        try:
+            sizes, seconds = make_file(
+                method,
+                entry.rate,
+                self._checkpoint,
+                place,
+                self._statistics,
+                transform_bits=stored,
+                track=track,
+            )
+            opened = load_checkpoint(place)
+            model = LanguageModel.from_weights(opened.config, opened.weights)
+            quality = evaluate(
+                model, self._windows, reference=self._reference, progress=lambda rows: track(rows, "evaluate")
+            )
+        finally:
+            if not self._keep:
+                shutil.rmtree(place, ignore_errors=True)
+                with contextlib.suppress(OSError):  # files of other entries were kept
+                    place.parent.rmdir()
+        assert quality.kl_mean is not None
+        assert quality.kl_se is not None
+        return Row(
+            coordinates=method.coordinates,
+            quantizer=method.label,
+            feedback=method.feedback,
+            linear_bits_per_weight=sizes.linear_bits_per_weight,
+            file_bytes=sizes.file_bytes,
+            perplexity=quality.perplexity,
+            kl_mean=quality.kl_mean,
+            kl_se=quality.kl_se,
+            seconds=seconds,
+        )

@@ -1,0 +1,225 @@
+"""``occ bench``: every quantizer in every coordinate system on one model and one text, at equal bytes."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ..bench import Bench, Distance, Outcome, make_grid, measure_distances
+from ..bench.distance import sampled_matrices
+from ..bench.grid import COORDINATES, QUANTIZERS, RATES, WIDTHS, Entry
+from ..bench.methods import QuantizerName
+from ..bench.records import Records
+from ..calibration import Statistics, load_or_calibrate
+from ..checkpoints import Checkpoint, load_checkpoint
+from ..compression import Settings
+from ..compression.network import prepare_network
+from ..compression.settings import STATES
+from ..coordinates import CoordinateName
+from ..errors import OccError
+from ..evaluation import Windows, cut_windows, read_text
+from ..figures import bench_figure
+from ..results import EqualBytes, Row, at_equal_bytes
+from ..text import python_text
+from .compress import ModelSource
+from .terminal import Terminal
+
+CALIBRATION_SHARE = 0.6
+"""Share of the lines of a text that calibration reads, from the front; evaluation has the rest."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BenchCommand:
+    """Make every file of a grid of coordinates, quantizers and rates, evaluate it, and compare at equal bytes.
+
+    What is finished is kept in OUT: run the same command again to go on after an interrupt, or with more methods.
+    """
+
+    model: ModelSource
+    """A directory, a hub id, a .gguf file, or a name of `occ models`."""
+    text: Path | None = None
+    """A text file: the first 60 % of its lines calibrate, the rest evaluates. By default the Python documentation."""
+    out: Path = Path("bench")
+    """Directory for rows.json, results.json and bench.svg."""
+    methods: tuple[QuantizerName, ...] = QUANTIZERS
+    """Quantizers: integers with shared scales, or entropy-coded; `rtn` has no feedback."""
+    coordinates: tuple[CoordinateName, ...] = COORDINATES
+    """Coordinates; `klt-inputs` stores the eigenbasis of every layer's inputs and counts it."""
+    rates: tuple[float, ...] = RATES
+    """Bits per linear weight of the entropy-coded files, side information included but the bases of `klt-inputs`."""
+    widths: tuple[int, ...] = WIDTHS
+    """Widths of the integers, in bits; scales come on top."""
+    window: int | None = None
+    """Tokens per evaluation window; by default 2048, or what the model was trained on if that is less."""
+    max_windows: int = 12
+    """Windows to evaluate on."""
+    calibration_windows: int = 32
+    """Windows to calibrate on."""
+    calibration_window: int = 1024
+    """Tokens per calibration window."""
+    keep: bool = False
+    """Leave the compressed models in OUT/files."""
+    distances: bool = False
+    """Measure instead how far every layer ends from its rate-distortion limit; writes distances.json."""
+    states: tuple[int, ...] = (1, 8, 256)
+    """With --distances: states of the trellis, 1 is scalar."""
+    layers: int = 1
+    """With --distances: take every so many-th block."""
+    json: bool = False
+    """Print one JSON object on standard output."""
+
+    def run(self) -> None:
+        """Calibrate, then run the grid or measure the distances."""
+        terminal = Terminal(json_only=self.json)
+        grid = make_grid(coordinates=self.coordinates, quantizers=self.methods, widths=self.widths, rates=self.rates)
+        self._check()
+        checkpoint = load_checkpoint(self.model)
+        calibration, evaluation = self._texts()
+        windows = cut_windows(
+            evaluation,
+            checkpoint.tokenizer,
+            window=self.window or min(2048, checkpoint.config.max_position),
+            max_windows=self.max_windows,
+            source=f"{self._source} (the part for evaluation)",
+        )
+        statistics = self._statistics(checkpoint, calibration, terminal)
+        if self.distances:
+            self._measure_distances(checkpoint, statistics, terminal)
+            return
+        bench = Bench(checkpoint, statistics, windows, self.out, keep=self.keep, track=terminal.track)
+        self._run_grid(bench, grid, windows, checkpoint, terminal)
+
+    @property
+    def _source(self) -> str:
+        return "the Python documentation" if self.text is None else str(self.text)
+
+    def _check(self) -> None:
+        for states in self.states:
+            if states not in STATES:
+                raise OccError(f"--states {states} is not a trellis: choose among {', '.join(map(str, STATES))}")
+        if self.calibration_windows < 1:
+            raise OccError(f"--calibration-windows {self.calibration_windows} says nothing: choose 1 or more")
+        if self.layers < 1:
+            raise OccError(f"--layers {self.layers}: choose 1 for all blocks, 5 for every fifth")
+
+    def _texts(self) -> tuple[str, str]:
+        """Text for calibration and text for evaluation, which share no line."""
+        if self.text is None:
+            return python_text("calibration"), python_text("heldout")
+        lines = read_text(str(self.text)).splitlines(keepends=True)
+        cut = int(CALIBRATION_SHARE * len(lines))
+        if not 0 < cut < len(lines):
+            raise OccError(f"{self.text} has {len(lines)} lines: too few to calibrate on some and evaluate on others")
+        return "".join(lines[:cut]), "".join(lines[cut:])
+
+    def _statistics(self, checkpoint: Checkpoint, text: str, terminal: Terminal) -> Statistics:
+        windows = cut_windows(
+            text,
+            checkpoint.tokenizer,
+            window=min(self.calibration_window, checkpoint.config.max_position),
+            max_windows=self.calibration_windows,
+            source=f"{self._source} (the part for calibration)",
+        )
+        return load_or_calibrate(
+            checkpoint.config,
+            checkpoint.weights,
+            windows.tokens,
+            key=jax.random.key(0),
+            progress=lambda steps: terminal.track(steps, "calibrate"),
+        )
+
+    def _run_grid(
+        self, bench: Bench, grid: Sequence[Entry], windows: Windows, checkpoint: Checkpoint, terminal: Terminal
+    ) -> None:
+        perplexity = bench.reference_perplexity
+        outcome = bench.run(grid, on_failure=terminal.note)
+        equal = at_equal_bytes(outcome.rows)
+        results = {
+            "model": checkpoint.name,
+            "text": self._source,
+            "calibration_windows": self.calibration_windows,
+            "windows": len(windows.tokens),
+            "window": windows.tokens.shape[1],
+            "reference_perplexity": perplexity,
+            "rows": [dataclasses.asdict(row) for row in outcome.rows],
+            "at_equal_bytes": dataclasses.asdict(equal),
+            "failures": outcome.failures,
+        }
+        _write_json(self.out / "results.json", results)
+        bench_figure(outcome.rows, self.out / "bench.svg", model=checkpoint.name)
+        _show(terminal, results, outcome, equal)
+        terminal.note(f"results.json and bench.svg are in {self.out}")
+        terminal.result(results)
+
+    def _measure_distances(self, checkpoint: Checkpoint, statistics: Statistics, terminal: Terminal) -> None:
+        records = Records(self.out / "distances-kept.json")
+        settings = [Settings(bits=1.0, coordinates=place) for place in self.coordinates]
+        summary = []
+        for setting in settings:
+            network = prepare_network(checkpoint.config, checkpoint.weights, statistics, setting)
+            names = sampled_matrices(network, self.layers)
+            for states in self.states:
+                for rate in self.rates:
+                    key = f"{statistics.fingerprint.digest} {setting.coordinates} {states} {rate:g} {self.layers}"
+                    if (kept := records.get(key)) is None:
+                        found = _distances(network, names, states, rate, terminal)
+                        kept = {"layers": [dataclasses.asdict(distance) for distance in found]}
+                        records.add(key, kept)
+                    summary.append({"coordinates": setting.coordinates, "states": states, "rate": rate, **kept})
+        results = {"model": checkpoint.name, "distances": [_quartiles(**entry) | entry for entry in summary]}
+        _write_json(self.out / "distances.json", results)
+        columns = ("coordinates", "states", "bits/weight", "lower quartile", "median", "upper quartile", "of feedback")
+        keys = ("coordinates", "states", "bits_per_weight", "lower_quartile", "median", "upper_quartile")
+        rows = [tuple(entry[k] for k in (*keys, "feedback_median")) for entry in results["distances"]]
+        terminal.table(f"{checkpoint.name}: bits per weight above the rate-distortion function", columns, rows)
+        terminal.note(f"distances.json, with every layer, is in {self.out}")
+        terminal.result(results)
+
+
+def _distances(network, names, states: int, rate: float, terminal: Terminal) -> list[Distance]:
+    try:
+        return measure_distances(network, names, states=states, rate=rate, track=terminal.track)
+    except ValueError as error:
+        raise error if isinstance(error, OccError) else OccError(str(error)) from error
+
+
+def _quartiles(*, layers: list[dict[str, Any]], **_: Any) -> dict[str, float]:
+    """Quartiles over layers, in bits per weight."""
+    distance = [layer["distance_bits"] for layer in layers]
+    low, middle, high = (float(x) for x in np.percentile(distance, (25, 50, 75)))
+    return {
+        "bits_per_weight": float(np.median([layer["bits_per_weight"] for layer in layers])),
+        "lower_quartile": low,
+        "median": middle,
+        "upper_quartile": high,
+        "feedback_median": float(np.median([layer["feedback_distance_bits"] for layer in layers])),
+    }
+
+
+def _show(terminal: Terminal, results: dict[str, Any], outcome: Outcome, equal: EqualBytes) -> None:
+    columns = ("coordinates", "quantizer", "feedback", "bits/weight", "file bytes", "perplexity", "KL", "± se", "s")
+    terminal.table(
+        f"{results['model']}: perplexity {results['reference_perplexity']:.2f} before compression",
+        columns,
+        [_cells(row) for row in outcome.rows],
+    )
+    terminal.table(
+        f"KL divergence at equal bytes, at the sizes of {equal.anchor}",
+        ("curve", *(f"{size / 1e6:.3g} MB" for size in equal.file_bytes)),
+        [(name, *kl) for name, kl in equal.kl.items()],
+    )
+
+
+def _cells(row: Row) -> tuple[Any, ...]:
+    size = row.linear_bits_per_weight, row.file_bytes
+    quality = row.perplexity, row.kl_mean, row.kl_se, row.seconds
+    return row.coordinates, row.quantizer, "yes" if row.feedback else "no", *size, *quality
+
+
+def _write_json(file: Path, fields: dict[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
