@@ -6,7 +6,7 @@ from typing import Literal
 
 from ..calibration import Statistics
 from ..checkpoints import Checkpoint
-from ..compression import Settings, Sizes, compress
+from ..compression import CalibrationTokens, Settings, Sizes, compress
 from ..compression.compressor import Track
 from ..coordinates import CoordinateName
 from .integers import compress_integers
@@ -19,6 +19,7 @@ QuantizerName = Literal[
     "scalar-rtn",
     "scalar",
     "trellis-8",
+    "trellis-8-finished",
     "trellis-32",
     "trellis-256",
 ]
@@ -32,7 +33,7 @@ class Method:
         coordinates: name of the coordinates.
         quantizer: ``int-rtn-G`` are asymmetric integers with a float16 scale for each group of G, rounded to the
             nearest; ``int-gptq-G`` the same with feedback; ``scalar`` and ``trellis-S`` are entropy-coded with
-            feedback, ``scalar-rtn`` without.
+            feedback, ``scalar-rtn`` without. With ``finished``, row scales and gains are tuned afterwards.
     """
 
     coordinates: CoordinateName
@@ -51,15 +52,21 @@ class Method:
     @property
     def parameter(self) -> int:
         """Group size of integers, states of the trellis of the others."""
-        last = self.quantizer.rpartition("-")[2]
-        return int(last) if last.isdigit() else 1
+        numbers = [int(part) for part in self.quantizer.split("-") if part.isdigit()]
+        return numbers[0] if numbers else 1
+
+    @property
+    def finished(self) -> bool:
+        """Whether row scales and norm gains are tuned after quantization."""
+        return self.quantizer.endswith("-finished")
 
     @property
     def label(self) -> str:
         """Name of the quantizer in tables; whether it has feedback is said beside it."""
         if self.is_integer:
             return f"integers, groups of {self.parameter}"
-        return "scalar" if self.parameter == 1 else f"trellis {self.parameter}"
+        name = "scalar" if self.parameter == 1 else f"trellis {self.parameter}"
+        return f"{name}, finished" if self.finished else name
 
 
 def make_file(
@@ -69,6 +76,7 @@ def make_file(
     out: Path,
     statistics: Statistics,
     *,
+    tokens: CalibrationTokens | None = None,
     transform_bits: float = 0.0,
     track: Track = lambda names, label: names,
 ) -> tuple[Sizes, float]:
@@ -81,6 +89,7 @@ def make_file(
         checkpoint: the model.
         out: directory to write.
         statistics: of the folded network in original coordinates.
+        tokens: calibration text for finishing.
         transform_bits: bits per linear weight that stored transforms take, on top of ``rate``.
         track: shows progress.
 
@@ -106,6 +115,7 @@ def make_file(
         coordinates=method.coordinates,
         states=method.parameter,
         feedback=method.feedback,
+        finish="always" if method.finished else "never",
     )
-    made = compress(checkpoint, out, statistics, settings, track=track)
+    made = compress(checkpoint, out, statistics, settings, tokens=tokens, track=track)
     return made.sizes, made.seconds

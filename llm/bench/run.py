@@ -10,7 +10,7 @@ from pathlib import Path
 from ..calibration import Statistics
 from ..calibration.fingerprint import text_digest
 from ..checkpoints import Checkpoint, load_checkpoint
-from ..compression import Settings
+from ..compression import CalibrationTokens, Settings
 from ..compression.compressor import Track
 from ..compression.network import prepare_network
 from ..errors import OccError
@@ -47,6 +47,7 @@ class Bench:
         statistics: of the folded network in original coordinates.
         windows: evaluation text, which ``statistics`` have not seen.
         out: directory of the bench.
+        tokens: calibration text for finishing.
         keep: leave the compressed models in ``out``.
         track: shows progress.
     """
@@ -58,6 +59,7 @@ class Bench:
         windows: Windows,
         out: Path,
         *,
+        tokens: CalibrationTokens | None = None,
         keep: bool = False,
         track: Track = lambda names, label: names,
     ):
@@ -65,6 +67,7 @@ class Bench:
         self._statistics = statistics
         self._windows = windows
         self._out = out
+        self._tokens = tokens
         self._keep = keep
         self._track = track
         self.records = Records(out / RECORDS)
@@ -137,6 +140,7 @@ class Bench:
                 self._checkpoint,
                 place,
                 self._statistics,
+                tokens=self._tokens,
                 transform_bits=stored,
                 track=track,
             )

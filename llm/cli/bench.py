@@ -14,9 +14,9 @@ from ..bench.distance import sampled_matrices
 from ..bench.grid import COORDINATES, QUANTIZERS, RATES, WIDTHS, Entry
 from ..bench.methods import QuantizerName
 from ..bench.records import Records
-from ..calibration import Statistics, load_or_calibrate
+from ..calibration import Statistics, calibration_windows, load_or_calibrate
 from ..checkpoints import Checkpoint, load_checkpoint
-from ..compression import Settings
+from ..compression import CalibrationTokens, Settings
 from ..compression.network import prepare_network
 from ..compression.settings import STATES
 from ..coordinates import CoordinateName
@@ -86,11 +86,12 @@ class BenchCommand:
             max_windows=self.max_windows,
             source=f"{self._source} (the part for evaluation)",
         )
-        statistics = self._statistics(checkpoint, calibration, terminal)
+        tokens = self._tokens(checkpoint, calibration)
+        statistics = self._statistics(checkpoint, tokens, terminal)
         if self.distances:
             self._measure_distances(checkpoint, statistics, terminal)
             return
-        bench = Bench(checkpoint, statistics, windows, self.out, keep=self.keep, track=terminal.track)
+        bench = Bench(checkpoint, statistics, windows, self.out, tokens=tokens, keep=self.keep, track=terminal.track)
         self._run_grid(bench, grid, windows, checkpoint, terminal)
 
     @property
@@ -116,18 +117,21 @@ class BenchCommand:
             raise OccError(f"{self.text} has {len(lines)} lines: too few to calibrate on some and evaluate on others")
         return "".join(lines[:cut]), "".join(lines[cut:])
 
-    def _statistics(self, checkpoint: Checkpoint, text: str, terminal: Terminal) -> Statistics:
-        windows = cut_windows(
-            text,
+    def _tokens(self, checkpoint: Checkpoint, text: str) -> CalibrationTokens:
+        windows = calibration_windows(
             checkpoint.tokenizer,
+            text=text,
             window=min(self.calibration_window, checkpoint.config.max_position),
             max_windows=self.calibration_windows,
             source=f"{self._source} (the part for calibration)",
         )
+        return CalibrationTokens(calibration=windows, finishing=windows)
+
+    def _statistics(self, checkpoint: Checkpoint, tokens: CalibrationTokens, terminal: Terminal) -> Statistics:
         return load_or_calibrate(
             checkpoint.config,
             checkpoint.weights,
-            windows.tokens,
+            tokens.calibration,
             key=jax.random.key(0),
             progress=lambda steps: terminal.track(steps, "calibrate"),
         )

@@ -41,6 +41,8 @@ class Allocation:
     codebook: Codebook
     linear_bits: float
     """Expected bits per weight of the linear layers, without side information."""
+    class_bits: Float[np.ndarray, " classes"]
+    """Expected code length of a coefficient of each scale class, bits."""
 
     @cached_property
     def tables(self) -> SearchTables:
@@ -60,6 +62,7 @@ def allocate(
     target: Callable[[str], bool] = is_linear,
     target_bits: float | None = None,
     step: float = 1.0,
+    pilot: Callable[[Allocation], float] | None = None,
 ) -> Allocation:
     """Choose the global step and the codebook.
 
@@ -70,6 +73,8 @@ def allocate(
         target: names of the matrices that ``target_bits`` counts.
         target_bits: bits that their indices and the shared tables are to take; or ``None``.
         step: the step itself, if there is no target.
+        pilot: codes a few whole matrices and returns how many bits per weight they take beyond what was expected; one
+            correction for all that the probes do not see.
 
     Raises:
         ValueError: no step reaches the target.
@@ -92,9 +97,13 @@ def allocate(
         previous, current = current, solved(current, 8.0 * len(codebook_to_bytes(codebook)))
         if abs(np.log(current / previous)) < _SETTLED:
             break
+    if pilot is not None and target_bits is not None:
+        weights = sum(plan.shape[0] * plan.shape[1] for plan in counted)
+        found = Allocation(step=current, codebook=codebook, linear_bits=np.nan, class_bits=class_bits)
+        current = solved(current, 8.0 * len(codebook_to_bytes(codebook)) + pilot(found) * weights)
     weights = sum(plan.shape[0] * plan.shape[1] for plan in linear)
     expected = expected_bits(linear, class_bits, current) / weights
-    return Allocation(step=current, codebook=codebook, linear_bits=expected)
+    return Allocation(step=current, codebook=codebook, linear_bits=expected, class_bits=class_bits)
 
 
 def mean_class_bits(

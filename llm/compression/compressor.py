@@ -1,7 +1,7 @@
 """The passes over a network: plan every matrix, probe a few rows of each, quantize and code all of them."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +23,12 @@ from occ_jax.transforms import Identity
 
 from ..checkpoints.compressed import BASIS
 from ..folding import folded_gains
-from ..roles import FINAL_NORM, is_linear
+from ..roles import FINAL_NORM, is_linear, kind_of
 from .allocation import Allocation, probe_rows
 from .factors import Factors
 from .input_bases import BASIS_BITS
 from .network import Network
-from .plan import MatrixPlan, plan_matrix
+from .plan import MatrixPlan, expected_bits, plan_matrix
 from .settings import Settings
 
 Track = Callable[[Iterable[str], str], Iterable[str]]
@@ -86,6 +86,16 @@ class Compressor:
         assert total is not None
         return total
 
+    def pilot(self, allocation: Allocation) -> float:
+        """Bits per weight by which whole matrices, one of each kind, exceed what their plans let expect."""
+        linear = [name for name in self.plans if is_linear(name)]
+        kinds = {kind_of(name): [n for n in linear if kind_of(n) == kind_of(name)] for name in linear}
+        names = [alike[(2 * i + 1) * len(alike) // (2 * len(kinds))] for i, alike in enumerate(kinds.values())]
+        spent = sum(8 * self.encode(name, allocation).num_bytes for name in self._track(names, "pilot"))
+        expected = expected_bits([self.plans[n] for n in names], allocation.class_bits, allocation.step)
+        weights = sum(self.plans[n].shape[0] * self.plans[n].shape[1] for n in names)
+        return (spent - expected - self.side_info_bits(names)) / weights
+
     def encode(self, name: str, allocation: Allocation, *, fine_rows: bool = False) -> CodedTensor:
         """Quantize and code one whole matrix.
 
@@ -125,18 +135,13 @@ class Compressor:
         """Weights of the linear layers."""
         return sum(plan.shape[0] * plan.shape[1] for name, plan in self.plans.items() if is_linear(name))
 
-    def side_info_bits(self, *, whole_file: bool = False) -> float:
-        """About what matrices take beside their indices and the shared tables: levels, lanes, transforms.
-
-        Args:
-            whole_file: of all matrices, and everything else in the file; otherwise of the linear layers.
-        """
-        plans = [plan for name, plan in self.plans.items() if whole_file or is_linear(name)]
+    def side_info_bits(self, names: Sequence[str]) -> float:
+        """About what some matrices take beside their indices and the shared tables: levels, lanes, transforms."""
+        plans = [self.plans[name] for name in names]
         levels = sum(len(plan.levels(1.0).to_bytes()) for plan in plans)
         lanes = sum(-(-plan.shape[0] * plan.shape[1] // _LANE_SYMBOLS) for plan in plans)
-        rest = sum(coded.num_bytes for coded in self.encode_rest().values()) if whole_file else 0
         transforms = sum(self._network.transform_bits(plan.name) for plan in plans)
-        return 8.0 * (levels + _LANE_BYTES * lanes + rest) + transforms
+        return 8.0 * (levels + _LANE_BYTES * lanes) + transforms
 
     def _quantize(
         self, name: str, w: Float[np.ndarray, "rows d_in"], levels: Levels, tables: SearchTables

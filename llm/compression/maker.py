@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import math
+import operator
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +20,7 @@ from ..checkpoints.compressed import BASIS, CONTAINER, QUANT_METHOD, read_compre
 from ..errors import OccError
 from ..evaluation import Reference, Windows, evaluate
 from ..model import LanguageModel
+from ..roles import is_linear
 from .allocation import Allocation, allocate
 from .compressor import Compressor, Track
 from .finishing import FinishSettings, Target, Tuned, finish, predict
@@ -123,17 +125,20 @@ class Maker:
         if goal.kind == "step":
             return allocate(plans, probe, num_states=states, step=goal.value)
         if goal.kind == "bits":
-            bits = goal.value * compressor.num_linear_weights - compressor.side_info_bits()
-            return allocate(plans, probe, num_states=states, target_bits=bits)
+            linear = [name for name in plans if is_linear(name)]
+            bits = goal.value * compressor.num_linear_weights - compressor.side_info_bits(linear)
+            return allocate(plans, probe, num_states=states, target_bits=bits, pilot=compressor.pilot)
         if goal.kind == "bytes":
-            side_info = compressor.side_info_bits(whole_file=True)
+            rest = sum(coded.num_bytes for coded in compressor.encode_rest(gains=True).values())
+            side_info = 8 * rest + compressor.side_info_bits(tuple(plans))
             if 8 * goal.value <= side_info:
                 raise OccError(
                     f"--bytes {goal.value:.0f} cannot be reached: beside the indices the file holds "
                     f"about {side_info / 8:.0f} bytes; choose more"
                 )
             bits = 8 * goal.value - side_info
-            return allocate(plans, probe, num_states=states, target_bits=bits, target=lambda name: True)
+            target = functools.partial(operator.contains, plans)
+            return allocate(plans, probe, num_states=states, target_bits=bits, target=target, pilot=compressor.pilot)
         return allocate(plans, probe, num_states=states, target_bits=3.0 * compressor.num_linear_weights)
 
     def _allocation(self, step: float) -> Allocation:
@@ -141,7 +146,7 @@ class Maker:
         if step == first.step:
             return first
         if abs(math.log2(step / first.step)) < _SAME_TABLES:
-            return Allocation(step=step, codebook=first.codebook, linear_bits=first.linear_bits)
+            return dataclasses.replace(first, step=step)
         compressor, states = self._compressor, self._settings.states
         return self._staging.allocation(
             step.hex(), lambda: allocate(compressor.plans, compressor.probe, num_states=states, step=step)

@@ -45,12 +45,14 @@ class Staging:
                 step=float.fromhex(fields["step"]),
                 codebook=codebook_from_bytes(bytes.fromhex(fields["codebook"])),
                 linear_bits=float.fromhex(fields["linear_bits"]),
+                class_bits=np.array([float.fromhex(bits) for bits in fields["class_bits"]]),
             )
         made = make()
         fields = {
             "step": made.step.hex(),
             "codebook": codebook_to_bytes(made.codebook).hex(),
             "linear_bits": made.linear_bits.hex(),
+            "class_bits": [float(bits).hex() for bits in made.class_bits],
         }
         self._replace(file, fields)
         return made

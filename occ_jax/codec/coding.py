@@ -92,8 +92,9 @@ def encode_tensor(
     matrix = jnp.asarray(w, jnp.float32).reshape(shape)
     if not bool(jnp.isfinite(matrix).all()):
         raise ValueError("the tensor holds NaN or infinite values: only finite weights can be coded")
-    left, right = (None if t is None else stored_transform(t, matrix_bits=matrix_bits) for t in (left, right))
-    y = apply_axes(matrix, left, right).reshape(w.shape)
+    # Coordinates are the decoder's; what is written is the transform itself, as rounding twice would move it again.
+    decoded = [None if t is None else stored_transform(t, matrix_bits=matrix_bits) for t in (left, right)]
+    y = apply_axes(matrix, *decoded).reshape(w.shape)
     q = quantizer.quantize(y)
     if isinstance(quantizer, Affine):
         return integers.encode_affine(np.asarray(q), quantizer, left=left, right=right, matrix_bits=matrix_bits)

@@ -67,7 +67,7 @@ def encode_lattice(
         levels: steps and scale classes of that matrix.
         codebook: tables and reconstruction points.
         left, right: transforms that the indices' coordinates came from, stored and undone by the decoder. For exact
-            agreement choose the coordinates with :func:`~occ_jax.codec.spec.stored_transform` of them.
+            agreement choose the coordinates with :func:`~occ_jax.codec.spec.stored_transform` of these.
         matrix_bits: resolution of stored matrices.
         lane_symbols: symbols of a lane, about; more make the file smaller and give the decoder less to do at a time.
 

@@ -24,7 +24,7 @@ from occ_jax.codec.integers import pack_bits, unpack_bits
 from occ_jax.codec.tensor import canonical_json, matrix_shape, shorten
 from occ_jax.quantization import Affine, DeadZone, Uniform, fit_affine
 from occ_jax.quantization.codebook import codebook_to_bytes
-from occ_jax.transforms import DCT, hadamard, random_hadamard
+from occ_jax.transforms import DCT, hadamard, random_hadamard, random_rotation
 
 RNG = np.random.default_rng(0)
 
@@ -83,6 +83,16 @@ def test_raw_values(dtype, digits, shape):
     assert got.shape == shape
     np.testing.assert_allclose(got, x, rtol=2.0**-digits)
     assert coded.num_bytes == x.size * (4 if dtype == "float32" else 2)
+
+
+def test_a_rounded_rotation_is_rounded_once():
+    """The decoder's basis is the one in which the tensor was quantized: nothing is lost but the quantization error."""
+    w = RNG.standard_normal((40, 64)).astype(np.float32)
+    right = random_rotation(64, key=jax.random.key(1))
+    step = 1e-3
+    coded = encode_tensor(w, Uniform(jnp.asarray(step, jnp.float32)), right=right, matrix_bits=3)
+    error = decode_tensor(coded) - w
+    assert np.sqrt(np.mean(error**2)) < 1.05 * step / np.sqrt(12)
 
 
 def test_stored_transforms_are_undone():
