@@ -37,10 +37,10 @@ from occ_jax.quantization.scales import CLASS_SHIFT, NUM_CLASSES, class_sigmas
 from occ_jax.quantization.trellis import gaussian_codebook, gaussian_statistics
 
 from ..compression.allocation import mean_class_bits, probe_rows, refined_codebook
-from ..compression.compressor import Track
 from ..compression.network import Network
 from ..compression.plan import MatrixPlan, plan_matrix, solve_step
 from ..compression.sensitivity import Sensitivity
+from ..compression.survey import Track
 from ..roles import is_linear, layer_of
 
 DAMPING = 0.01

@@ -1,6 +1,5 @@
 """The baseline that others publish: integers of fixed width with shared scales, as a file in the same container."""
 
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -9,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from occ_jax.codec import CodedTensor, encode_affine, encode_tensor, write_container
-from occ_jax.codec.header import FORMAT_VERSION
+from occ_jax.codec import CodedTensor, encode_affine, encode_tensor
 from occ_jax.quantization import fit_affine
 from occ_jax.quantization.integer_feedback import quantize_integers
 from occ_jax.transforms import Identity
@@ -18,12 +16,13 @@ from occ_jax.transforms import Identity
 from ..calibration import Statistics
 from ..checkpoints import Checkpoint
 from ..checkpoints.atomic import atomic_directory
-from ..checkpoints.compressed import CONTAINER, QUANT_METHOD
-from ..compression import Settings, Sizes, measure_sizes
-from ..compression.compressor import Compressor, Track
+from ..compression import Settings, Sizes
+from ..compression.compressor import encode_rest
 from ..compression.factors import Factors
 from ..compression.input_bases import BASIS_BITS
+from ..compression.maker import write_model
 from ..compression.network import Network, prepare_network
+from ..compression.survey import Track
 from ..coordinates import CoordinateName
 from ..errors import OccError
 from ..roles import is_linear
@@ -71,19 +70,12 @@ def compress_integers(
                 name: _encode(network, name, factors, bits, group_size)
                 for name in track(network.matrices, "quantize and code")
             }
-            unused = Factors(Path(scratch), damping=settings.damping, feedback=feedback)
-            coded |= Compressor(network, settings, unused, track).encode_rest()
+            coded |= encode_rest(network)
         except ValueError as error:
             raise error if isinstance(error, OccError) else OccError(f"{checkpoint.name}: {error}") from error
     with atomic_directory(out) as directory:
         model = {"coordinates": coordinates, "quantizer": f"integers {bits}", "feedback": feedback}
-        write_container(directory / CONTAINER, coded, model=model)
-        for name, content in checkpoint.tokenizer_files.items():
-            (directory / name).write_bytes(content)
-        quantization = {"quant_method": QUANT_METHOD, "format_version": FORMAT_VERSION, **model}
-        fields = checkpoint.config.to_hf() | {"quantization_config": quantization}
-        (directory / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-        sizes = measure_sizes(directory / CONTAINER)
+        sizes = write_model(directory, coded, checkpoint, model)
     return sizes, time.perf_counter() - started
 
 

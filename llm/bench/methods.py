@@ -1,13 +1,14 @@
 """A method of the bench: coordinates and a quantizer, and the file that they make of a model."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Literal
 
 from ..calibration import Statistics
 from ..checkpoints import Checkpoint
-from ..compression import CalibrationTokens, Settings, Sizes, compress
-from ..compression.compressor import Track
+from ..compression import CalibrationTokens, Settings, Sizes, Survey, compress, survey
+from ..compression.survey import Track
 from ..coordinates import CoordinateName
 from .integers import compress_integers
 
@@ -69,6 +70,24 @@ class Method:
         return f"{name}, finished" if self.finished else name
 
 
+class Surveys(contextlib.AbstractContextManager):
+    """The last survey of a model, used again as long as it serves."""
+
+    def __init__(self):
+        self._stack = contextlib.ExitStack()
+        self._kept: Survey | None = None
+
+    def of(self, checkpoint: Checkpoint, statistics: Statistics, settings: Settings, track: Track) -> Survey:
+        """The survey for these settings."""
+        if self._kept is None or not self._kept.serves(settings):
+            self._stack.close()
+            self._kept = self._stack.enter_context(survey(checkpoint, statistics, settings, track=track))
+        return self._kept
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+
 def make_file(
     method: Method,
     rate: float,
@@ -77,6 +96,7 @@ def make_file(
     statistics: Statistics,
     *,
     tokens: CalibrationTokens | None = None,
+    surveys: Surveys | None = None,
     transform_bits: float = 0.0,
     track: Track = lambda names, label: names,
 ) -> tuple[Sizes, float]:
@@ -90,6 +110,7 @@ def make_file(
         out: directory to write.
         statistics: of the folded network in original coordinates.
         tokens: calibration text for finishing.
+        surveys: of this model, kept from file to file.
         transform_bits: bits per linear weight that stored transforms take, on top of ``rate``.
         track: shows progress.
 
@@ -117,5 +138,6 @@ def make_file(
         feedback=method.feedback,
         finish="always" if method.finished else "never",
     )
-    made = compress(checkpoint, out, statistics, settings, tokens=tokens, track=track)
+    surveyed = None if surveys is None else surveys.of(checkpoint, statistics, settings, track)
+    made = compress(checkpoint, out, statistics, settings, tokens=tokens, surveyed=surveyed, track=track)
     return made.sizes, made.seconds

@@ -11,15 +11,15 @@ from ..calibration import Statistics
 from ..calibration.fingerprint import text_digest
 from ..checkpoints import Checkpoint, load_checkpoint
 from ..compression import CalibrationTokens, Settings
-from ..compression.compressor import Track
 from ..compression.network import prepare_network
+from ..compression.survey import Track
 from ..errors import OccError
 from ..evaluation import Reference, Windows, evaluate
 from ..model import LanguageModel
 from ..results import Row
 from ..roles import is_linear
 from .grid import Entry
-from .methods import make_file
+from .methods import Surveys, make_file
 from .records import Records
 
 RECORDS = "rows.json"
@@ -83,13 +83,17 @@ class Bench:
         Raises:
             OccError: no entry could be measured.
         """
+        with Surveys() as surveys:
+            return self._run(grid, surveys, on_failure)
+
+    def _run(self, grid: Sequence[Entry], surveys: Surveys, on_failure: Callable[[str], None]) -> Outcome:
         rows, failures = [], {}
         for number, entry in enumerate(grid, 1):
             key = entry.key(*self.circumstances)
             fields = self.records.get(key)
             if fields is None:
                 try:
-                    row = self._measure(entry, f"{entry.name} ({number} of {len(grid)})")
+                    row = self._measure(entry, surveys, f"{entry.name} ({number} of {len(grid)})")
                 except OccError as error:
                     failures[entry.name] = str(error)
                     on_failure(f"{entry.name}: {error}")
@@ -124,7 +128,7 @@ class Bench:
         bits = sum(network.transform_bits(name) for name in self._track(linear, "bases of inputs"))
         return bits / sum(self._checkpoint.weights[name].size for name in linear)
 
-    def _measure(self, entry: Entry, label: str) -> Row:
+    def _measure(self, entry: Entry, surveys: Surveys, label: str) -> Row:
         def track(steps: Iterable, what: str) -> Iterable:
             return self._track(steps, f"{label}: {what}")
 
@@ -141,6 +145,7 @@ class Bench:
                 place,
                 self._statistics,
                 tokens=self._tokens,
+                surveys=surveys,
                 transform_bits=stored,
                 track=track,
             )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints import Checkpoint, load_checkpoint
-from ..compression import Compressed, Settings, compress
+from ..compression import Compressed, Settings, compress, survey
 from ..coordinates import CoordinateName
 from ..errors import OccError
 from ..evaluation import Reference, Windows, cut_windows, evaluate
@@ -56,13 +56,23 @@ class Demo:
         original = evaluate(reference.model, windows, progress=lambda rows: terminal.track(rows, "original"))
         rows = []
         for coordinates in COORDINATES:
-            for bits in RATES:
-                place = self.out / f"{coordinates}-{bits:g}"
-                settings = Settings(bits=bits, coordinates=coordinates)
-                track = functools.partial(_labelled, terminal, f"{coordinates} {bits:g} bits")
-                text = calibration.described
-                made = compress(checkpoint, place, statistics, settings, force=self.force, text=text, track=track)
-                rows.append(_measured(place, settings, made, windows, reference, track))
+            track = functools.partial(_labelled, terminal, coordinates)
+            with survey(checkpoint, statistics, Settings(bits=1.0, coordinates=coordinates), track=track) as surveyed:
+                for bits in RATES:
+                    place = self.out / f"{coordinates}-{bits:g}"
+                    settings = Settings(bits=bits, coordinates=coordinates)
+                    track = functools.partial(_labelled, terminal, f"{coordinates} {bits:g} bits")
+                    made = compress(
+                        checkpoint,
+                        place,
+                        statistics,
+                        settings,
+                        surveyed=surveyed,
+                        force=self.force,
+                        text=calibration.described,
+                        track=track,
+                    )
+                    rows.append(_measured(place, settings, made, windows, reference, track))
         facts = {
             "model": checkpoint.name,
             "text": "held-out part of the Python documentation",

@@ -4,5 +4,6 @@ from .maker import CalibrationTokens
 from .pipeline import Compressed, compress
 from .settings import Settings
 from .sizes import Sizes, measure_sizes
+from .survey import Survey, survey
 
-__all__ = ["CalibrationTokens", "Compressed", "Settings", "Sizes", "compress", "measure_sizes"]
+__all__ = ["CalibrationTokens", "Compressed", "Settings", "Sizes", "Survey", "compress", "measure_sizes", "survey"]

@@ -1,7 +1,7 @@
 """The passes over a network: plan every matrix, probe a few rows of each, quantize and code all of them."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -25,14 +25,11 @@ from ..checkpoints.compressed import BASIS
 from ..folding import folded_gains
 from ..roles import FINAL_NORM, is_linear, kind_of
 from .allocation import Allocation, probe_rows
-from .factors import Factors
 from .input_bases import BASIS_BITS
 from .network import Network
-from .plan import MatrixPlan, expected_bits, plan_matrix
+from .plan import expected_bits
 from .settings import Settings
-
-Track = Callable[[Iterable[str], str], Iterable[str]]
-"""``track(names, label)`` iterates over ``names`` and shows how far the work has come."""
+from .survey import Survey, Track
 
 ROW_RESOLUTION = 32
 """Levels per octave of row steps that are tuned: errors of 0.6 %, for two bits a row more than those that are not."""
@@ -45,40 +42,24 @@ class Compressor:
     """One network under one set of settings; the methods are the passes over it, in this order.
 
     Args:
-        network: what to compress.
+        survey: of the network.
         settings: how.
-        factors: factors of second moments, kept between the passes.
         track: shows progress.
     """
 
-    def __init__(self, network: Network, settings: Settings, factors: Factors, track: Track):
-        self._network = network
+    def __init__(self, survey: Survey, settings: Settings, track: Track):
+        self.network = survey.network
         self._settings = settings
-        self._factors = factors
+        self._factors = survey.factors
         self._track = track
-        self.plans: dict[str, MatrixPlan] = {}
-        self._probes: dict[str, Float[np.ndarray, "rows d_in"]] = {}
-
-    def plan(self) -> None:
-        """Factor every second moment, fit every matrix's levels, and keep the rows to probe.
-
-        Raises:
-            ValueError: a matrix is not finite, or a second moment is singular.
-        """
-        for name in self._track(self._network.matrices, "plan"):
-            w = self._network.coefficients(name)
-            if not np.isfinite(w).all():
-                raise ValueError(f"{name} holds NaN or infinite weights; take an intact checkpoint")
-            sensitivity = self._network.sensitivity(name)
-            factor = self._factors.of(name, sensitivity.hessian)
-            self.plans[name] = plan_matrix(name, w, factor.relative_steps, sensitivity.rows)
-            self._probes[name] = w[probe_rows(*w.shape)].copy()
+        self.plans = survey.plans
+        self._probes = survey.probes
 
     def probe(self, step: float, codebook: Codebook) -> Statistics:
         """Symbols of the probe rows at a step."""
         tables = search_tables(codebook)
         total = None
-        for name in self._track(self._network.matrices, "probe"):
+        for name in self._track(self.network.matrices, "probe"):
             levels = _rows(self.plans[name].levels(step), probe_rows(*self.plans[name].shape))
             result = self._quantize(name, self._probes[name], levels, tables)
             statistics = _statistics(result, levels, codebook)
@@ -107,28 +88,17 @@ class Compressor:
         levels = self.plans[name].levels(allocation.step)
         if fine_rows and is_linear(name):
             levels = levels.with_row_factors(np.ones(levels.shape[0]), ROW_RESOLUTION)
-        q = self._quantize(name, self._network.coefficients(name), levels, allocation.tables).q
-        transform = self._network.written_transform(name)
+        q = self._quantize(name, self.network.coefficients(name), levels, allocation.tables).q
+        transform = self.network.written_transform(name)
         right = None if isinstance(transform, Identity) else transform
-        packing = {"matrix_bits": BASIS_BITS, "lane_symbols": _LANE_SYMBOLS}
-        return encode_lattice(np.asarray(q), levels, allocation.codebook, right=right, **packing)
-
-    def encode_rest(self, *, gains: bool = False) -> dict[str, CodedTensor]:
-        """Everything that is not quantized: gains, biases, and the basis of a tied head.
-
-        Args:
-            gains: store the gains that folding has made one too, as they will be tuned.
-        """
-        network = self._network
-        coded = {name: encode_raw(network.weights[name], "float16") for name in network.vectors}
-        if network.mixes_head:
-            width = network.config.hidden_size
-            coded[FINAL_NORM] = encode_raw(network.final_gain, "float16")
-            coded[BASIS] = encode_transform(network.basis, width, matrix_bits=BASIS_BITS)
-        if gains:
-            ones = np.ones(network.config.hidden_size, np.float32)
-            coded |= {name: encode_raw(ones, "float16") for name in folded_gains(network.config)}
-        return coded
+        return encode_lattice(
+            np.asarray(q),
+            levels,
+            allocation.codebook,
+            right=right,
+            matrix_bits=BASIS_BITS,
+            lane_symbols=_LANE_SYMBOLS,
+        )
 
     @property
     def num_linear_weights(self) -> int:
@@ -140,7 +110,7 @@ class Compressor:
         plans = [self.plans[name] for name in names]
         levels = sum(len(plan.levels(1.0).to_bytes()) for plan in plans)
         lanes = sum(-(-plan.shape[0] * plan.shape[1] // _LANE_SYMBOLS) for plan in plans)
-        transforms = sum(self._network.transform_bits(plan.name) for plan in plans)
+        transforms = sum(self.network.transform_bits(plan.name) for plan in plans)
         return 8.0 * (levels + _LANE_BYTES * lanes) + transforms
 
     def _quantize(
@@ -159,6 +129,24 @@ class Compressor:
             class_shift=CLASS_SHIFT,
             devices=tuple(jax.devices()),
         )
+
+
+def encode_rest(network: Network, *, gains: bool = False) -> dict[str, CodedTensor]:
+    """Everything that is not quantized: gains, biases, and the basis of a tied head.
+
+    Args:
+        network: as it will be coded.
+        gains: store the gains that folding has made one too, as they will be tuned.
+    """
+    coded = {name: encode_raw(network.weights[name], "float16") for name in network.vectors}
+    if network.mixes_head:
+        width = network.config.hidden_size
+        coded[FINAL_NORM] = encode_raw(network.final_gain, "float16")
+        coded[BASIS] = encode_transform(network.basis, width, matrix_bits=BASIS_BITS)
+    if gains:
+        ones = np.ones(network.config.hidden_size, np.float32)
+        coded |= {name: encode_raw(ones, "float16") for name in folded_gains(network.config)}
+    return coded
 
 
 def _rows(levels: Levels, rows: slice) -> Levels:

@@ -47,7 +47,11 @@ class Factors:
         upper = np.load(self._file(name)).astype(np.float64)
         return HessianFactor(upper=upper, order=np.arange(len(upper)))
 
-    def _file(self, name: str) -> Path:
+    @staticmethod
+    def inputs_of(name: str) -> str:
+        """Name of the inputs that a matrix reads: the same for all that share a factor."""
         layer, tap = layer_of(name), INPUT_OF.get(kind_of(name))
-        inputs = name if layer is None or tap is None else hessian_name(layer, tap)
-        return self._directory / f"{inputs}.npy"
+        return name if layer is None or tap is None else hessian_name(layer, tap)
+
+    def _file(self, name: str) -> Path:
+        return self._directory / f"{self.inputs_of(name)}.npy"

@@ -27,11 +27,15 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
+from ..config import ModelConfig
 from ..model import LINEARS, LanguageModel, observe, projection_rows
 from ..roles import ATTENTION_NORM, FINAL_NORM, MLP_NORM
 
 POSITIONS = 256
 """Positions whose logits exist at a time."""
+
+KEPT_BYTES = 2 << 30
+"""Activations that are kept for the backward pass; where they would take more, blocks are computed a second time."""
 
 _NORMS = {"attention_norm": ATTENTION_NORM, "mlp_norm": MLP_NORM}
 
@@ -40,7 +44,7 @@ _NORMS = {"attention_norm": ATTENTION_NORM, "mlp_norm": MLP_NORM}
 class FinishSettings:
     """How long and how fast to tune."""
 
-    steps: int = 100
+    steps: int = 48
     """Steps of Adam, one window each."""
     window: int = 512
     """Tokens of a step."""
@@ -109,11 +113,13 @@ def finish(
     schedule = optax.cosine_decay_schedule(settings.learning_rate, settings.steps)
     optimizer = optax.adam(schedule, b2=0.95)
     state = optimizer.init(parameters)
-    params = model.params
+    params, remat = model.params, activation_bytes(model.config, target.tokens.shape[1]) > KEPT_BYTES
 
     @jax.jit
     def step(parameters, state, params, head, tokens, hidden):
-        divergence, gradient = jax.value_and_grad(_divergence)(parameters, model.graphdef, params, head, tokens, hidden)
+        divergence, gradient = jax.value_and_grad(_divergence)(
+            parameters, model.graphdef, params, head, tokens, hidden, remat=remat
+        )
         with jax.numpy_dtype_promotion("standard"):
             updates, state = optimizer.update(gradient, state, parameters)
         return optax.apply_updates(parameters, updates), state, divergence
@@ -124,6 +130,12 @@ def finish(
         parameters, state, divergence = step(parameters, state, params, target.head, tokens, hidden)
         log.append(float(divergence))
     return _tuned(model, jax.tree.map(np.asarray, parameters), np.asarray(log))
+
+
+def activation_bytes(config: ModelConfig, length: int) -> int:
+    """About what all blocks keep of one window for a backward pass, in float32."""
+    per_token = 8 * config.hidden_size + 6 * config.intermediate_size + 2 * config.num_heads * length
+    return 4 * config.num_layers * length * per_token
 
 
 def _initial(model: LanguageModel, final_gain: bool) -> dict[str, Any]:
@@ -143,6 +155,8 @@ def _divergence(
     head: Float[Array, "vocab width"],
     tokens: Int[Array, " length"],
     hidden: Float[Array, "length width"],
+    *,
+    remat: bool,
 ) -> Float[Array, ""]:
     """Mean divergence of one window from the original's predictions."""
     blocks = dict(params["blocks"])
@@ -158,7 +172,7 @@ def _divergence(
         reduce=lambda taps: None,
         probes=parameters["rows"],
         attach=lambda y, logarithm: y * jnp.exp(logarithm)[None, None],
-        remat=True,
+        remat=remat,
     )
     own_head = params.get("head", params["embedding"])
 

@@ -8,7 +8,7 @@ import operator
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import numpy as np
 from jaxtyping import Int
@@ -22,11 +22,12 @@ from ..evaluation import Reference, Windows, evaluate
 from ..model import LanguageModel
 from ..roles import is_linear
 from .allocation import Allocation, allocate
-from .compressor import Compressor, Track
+from .compressor import Compressor, encode_rest
 from .finishing import FinishSettings, Target, Tuned, finish, predict
 from .settings import Settings
 from .sizes import Sizes, linear_bits, measure_sizes
 from .staging import Staging
+from .survey import Track
 
 FORMAT_VERSION = 1
 """Version of the container format that this writer writes (``docs/format.md``)."""
@@ -81,6 +82,7 @@ class Maker:
         self._tokens = tokens
         self._track = track
         self._first: Allocation | None = None
+        self._last: tuple[float, dict[str, CodedTensor]] | None = None
         self._made: tuple[float, dict[str, CodedTensor]] | None = None
         self._target: Target | None = None
         self._reference: Reference | None = None
@@ -129,7 +131,7 @@ class Maker:
             bits = goal.value * compressor.num_linear_weights - compressor.side_info_bits(linear)
             return allocate(plans, probe, num_states=states, target_bits=bits, pilot=compressor.pilot)
         if goal.kind == "bytes":
-            rest = sum(coded.num_bytes for coded in compressor.encode_rest(gains=True).values())
+            rest = sum(coded.num_bytes for coded in encode_rest(compressor.network, gains=True).values())
             side_info = 8 * rest + compressor.side_info_bits(tuple(plans))
             if 8 * goal.value <= side_info:
                 raise OccError(
@@ -154,6 +156,8 @@ class Maker:
 
     def _coded(self, step: float) -> dict[str, CodedTensor]:
         """Every tensor of the file at a step, before finishing."""
+        if self._last is not None and self._last[0] == step:
+            return self._last[1]
         allocation, compressor, finishes = self._allocation(step), self._compressor, self.finishes
 
         def tensor(name: str) -> CodedTensor:
@@ -169,7 +173,8 @@ class Maker:
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-        return coded | compressor.encode_rest(gains=finishes)
+        self._last = step, coded | encode_rest(compressor.network, gains=finishes)
+        return self._last[1]
 
     def _finished(self, step: float) -> dict[str, CodedTensor]:
         """Every tensor of the file at a step."""
@@ -220,16 +225,27 @@ class Maker:
         return _apply(tuned, coded)
 
     def _write(self, directory: Path, coded: dict[str, CodedTensor]) -> Sizes:
-        settings, checkpoint = self._settings, self._checkpoint
+        settings = self._settings
         model = {"coordinates": settings.coordinates, "quantizer": settings.quantizer, "feedback": settings.feedback}
-        write_container(directory / CONTAINER, coded, model=model)
-        for name, content in checkpoint.tokenizer_files.items():
-            (directory / name).write_bytes(content)
-        fields = checkpoint.config.to_hf() | {
-            "quantization_config": {"quant_method": QUANT_METHOD, "format_version": FORMAT_VERSION, **model}
-        }
-        (directory / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-        return measure_sizes(directory / CONTAINER)
+        return write_model(directory, coded, self._checkpoint, model)
+
+
+def write_model(directory: Path, coded: dict[str, CodedTensor], checkpoint: Checkpoint, model: dict[str, Any]) -> Sizes:
+    """Write everything that a reader needs: container, config and tokenizer.
+
+    Args:
+        directory: an existing one.
+        coded: every tensor.
+        checkpoint: the original.
+        model: what the header and the config say about how it was made.
+    """
+    write_container(directory / CONTAINER, coded, model=model)
+    for name, content in checkpoint.tokenizer_files.items():
+        (directory / name).write_bytes(content)
+    quantization = {"quant_method": QUANT_METHOD, "format_version": FORMAT_VERSION, **model}
+    fields = checkpoint.config.to_hf() | {"quantization_config": quantization}
+    (directory / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+    return measure_sizes(directory / CONTAINER)
 
 
 def _open(directory: Path) -> LanguageModel:

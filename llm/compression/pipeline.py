@@ -1,7 +1,7 @@
 """``compress``: a checkpoint in, a smaller directory out, from which every reader of this project opens the model."""
 
+import contextlib
 import dataclasses
-import tempfile
 import time
 from pathlib import Path
 
@@ -10,13 +10,12 @@ from ..checkpoints import Checkpoint
 from ..checkpoints.atomic import atomic_directory, check_output
 from ..errors import OccError
 from .card import model_card
-from .compressor import Compressor, Track
-from .factors import Factors
+from .compressor import Compressor
 from .maker import CalibrationTokens, Maker
-from .network import prepare_network
 from .settings import Settings
 from .sizes import Sizes
 from .staging import Staging, staging_directory
+from .survey import Survey, Track, survey
 from .targets import search_step
 
 
@@ -44,6 +43,7 @@ def compress(
     settings: Settings,
     *,
     tokens: CalibrationTokens | None = None,
+    surveyed: Survey | None = None,
     force: bool = False,
     text: str = "",
     track: Track = lambda names, label: names,
@@ -56,6 +56,7 @@ def compress(
         statistics: of the folded network in original coordinates, by :func:`occ_llm.calibration.calibrate`.
         settings: how small, and by which means.
         tokens: text for finishing and for a target divergence; without it there is neither.
+        surveyed: a survey of the same model with the same statistics, if several files are to be made of it.
         force: replace an existing model at ``out``.
         text: what the statistics were collected on, for the model card.
         track: shows progress.
@@ -68,15 +69,14 @@ def compress(
     _check_tokens(settings, tokens)
     inputs = [checkpoint.path] if checkpoint.path is not None else []
     check_output(out, force=force, inputs=inputs)
-    network = prepare_network(checkpoint.config, checkpoint.weights, statistics, settings)
     seen = (None, None) if tokens is None else (tokens.finishing, tokens.held_back)
     staging = Staging(staging_directory(statistics.fingerprint, settings, *seen))
-    with tempfile.TemporaryDirectory(prefix="occ-factors-") as scratch:
-        factors = Factors(Path(scratch), damping=settings.damping, feedback=settings.feedback)
-        compressor = Compressor(network, settings, factors, track)
-        maker = Maker(checkpoint, compressor, settings, staging, tokens, track)
+    if surveyed is not None and not surveyed.serves(settings):
+        raise ValueError("the survey was made in other coordinates, or with another seed, damping or feedback")
+    known = contextlib.nullcontext(surveyed) if surveyed else survey(checkpoint, statistics, settings, track=track)
+    with known as found:
+        maker = Maker(checkpoint, Compressor(found, settings, track), settings, staging, tokens, track)
         try:
-            compressor.plan()
             first = maker.first_allocation()
             step = search_step(settings.goal, first.step, maker.measure, slope=maker.slope)
             with atomic_directory(out, force=force, inputs=inputs) as directory:

@@ -36,7 +36,7 @@ class Settings:
     """Share of the mean diagonal that is added to every second moment."""
     finish: Literal["auto", "always", "never"] = "auto"
     """Tune norm gains and row scales to the original's predictions afterwards; auto does so below 3 bits."""
-    finish_steps: int = 96
+    finish_steps: int = 48
     """Steps of that, one window of 512 tokens each."""
     seed: int = 0
     """Seed of random coordinates and of the labels that calibration draws."""

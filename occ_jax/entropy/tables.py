@@ -264,20 +264,25 @@ def from_bytes(data: bytes) -> FreqTable:
     num_tables = reader.varint()
     if not 1 <= num_tables <= reader.remaining // 2 or num_tables << precision > 4 * MAX_TABLE_ENTRIES:
         raise reader.fail(f"{num_tables} tables are announced in {reader.remaining} bytes")
+    numbers, position = reader.varints_to_end(), 0
+    reader.finish()
     tables = []
     width = 1
     for _ in range(num_tables):
-        offset = int(unzigzag(reader.varints(1))[0])
-        num_values = reader.varint()
+        if position + 2 > numbers.size:
+            raise reader.fail(f"{num_tables} tables are announced and {len(tables)} are there")
+        offset, num_values = int(unzigzag(numbers[position])), int(numbers[position + 1])
+        freq = numbers[position + 2 : position + 2 + num_values]
+        position += 2 + num_values
         width = max(width, num_values + 1)
-        if num_tables * width > MAX_TABLE_ENTRIES:
-            raise reader.fail(f"{num_tables} tables of {num_values} values are too many")
-        freq = reader.varints(num_values)
+        if freq.size < num_values or num_tables * width > MAX_TABLE_ENTRIES:
+            raise reader.fail(f"{num_tables} tables of {num_values} values in {numbers.size} numbers")
         escape = (1 << precision) - int(freq.sum())
         if escape < 1:
             raise reader.fail(f"frequencies sum to {freq.sum()}, at least 2**{precision}")
         tables.append((np.append(freq, escape).astype(np.uint32), offset))
-    reader.finish()
+    if position < numbers.size:
+        raise reader.fail(f"{numbers.size - position} numbers are left over")
     freq = np.zeros((num_tables, width), np.uint32)
     for row, (values, _) in zip(freq, tables):
         row[: values.size - 1], row[-1] = values[:-1], values[-1]

@@ -118,6 +118,10 @@ class ByteReader:
         self._position += int(lengths.sum())
         return values
 
+    def varints_to_end(self) -> Int[np.ndarray, " count"]:
+        """All varints that are left."""
+        return self.varints(int((self._bytes[self._position :] < 0x80).sum()))
+
     def finish(self) -> None:
         """Raise unless every byte has been read."""
         if self.remaining:

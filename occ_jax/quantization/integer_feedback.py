@@ -116,6 +116,7 @@ def _visit_group(columns, group, *, bits, group_size):
         return block - inner[position][:, None] * error[None, :], (q[:, 0], error)
 
     _, (q, errors) = lax.scan(visit_column, block, jnp.arange(group_size))
+    assert quantizer.zero_point is not None
     # The group itself is not read again, so that it does no harm to move it too.
     moved = columns - jnp.matmul(coupling.T, errors, precision=lax.Precision.HIGHEST)
     return moved, (q, quantizer.scale[:, 0], quantizer.zero_point[:, 0])

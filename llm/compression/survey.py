@@ -1,0 +1,111 @@
+"""What all files of a network in one system of coordinates share: factors of second moments, plans, rows to probe.
+
+Nothing here depends on how small a file is to be, so one survey serves every rate and every trellis.
+"""
+
+import contextlib
+import dataclasses
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from ..calibration import Statistics
+from ..checkpoints import Checkpoint
+from ..errors import OccError
+from .allocation import probe_rows
+from .factors import Factors
+from .network import Network, prepare_network
+from .plan import MatrixPlan, plan_matrix
+from .settings import Settings
+
+Track = Callable[[Iterable[str], str], Iterable[str]]
+"""``track(names, label)`` iterates over ``names`` and shows how far the work has come."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Survey:
+    """The network as it will be coded, and what is known about each of its matrices.
+
+    Attributes:
+        network: folded, in its coordinates.
+        factors: of the second moments of all inputs, on disk.
+        plans: relative steps and scale classes by name of the matrix, in the order of the network.
+        probes: a few rows of every matrix.
+        premises: the settings that this depends on.
+    """
+
+    network: Network
+    factors: Factors
+    plans: Mapping[str, MatrixPlan]
+    probes: Mapping[str, Float[np.ndarray, "rows d_in"]]
+    premises: tuple
+
+    def serves(self, settings: Settings) -> bool:
+        """Whether the survey was made under the same settings, as far as it depends on them."""
+        return self.premises == _premises(settings)
+
+
+@contextlib.contextmanager
+def survey(
+    checkpoint: Checkpoint,
+    statistics: Statistics,
+    settings: Settings,
+    *,
+    track: Track = lambda names, label: names,
+) -> Iterator[Survey]:
+    """Factor every second moment, fit every matrix's levels, and keep rows to probe; gone from disk at the end.
+
+    Args:
+        checkpoint: the model.
+        statistics: of the folded network in original coordinates.
+        settings: coordinates, seed, damping and whether there is feedback.
+        track: shows progress.
+
+    Raises:
+        OccError: a matrix is not finite, or a second moment is singular.
+    """
+    with tempfile.TemporaryDirectory(prefix="occ-survey-") as scratch:
+        factors = Factors(Path(scratch), damping=settings.damping, feedback=settings.feedback)
+        plans: dict[str, MatrixPlan] = {}
+        probes: dict[str, np.ndarray] = {}
+        try:
+            network = prepare_network(checkpoint.config, checkpoint.weights, statistics, settings)
+            groups = _groups(network, factors)
+            with ThreadPoolExecutor(2) as pool:
+                jobs = pool.map(lambda names: [_look_at(name, network, factors) for name in names], groups.values())
+                try:
+                    for found in (found for _, found in zip(track(tuple(groups), "plan"), jobs, strict=True)):
+                        plans |= {plan.name: plan for plan, _ in found}
+                        probes |= {plan.name: rows for plan, rows in found}
+                except BaseException:
+                    pool.shutdown(cancel_futures=True)
+                    raise
+        except ValueError as error:
+            raise error if isinstance(error, OccError) else OccError(f"{checkpoint.name}: {error}") from error
+        plans = {name: plans[name] for name in network.matrices}
+        yield Survey(network=network, factors=factors, plans=plans, probes=probes, premises=_premises(settings))
+
+
+def _premises(settings: Settings) -> tuple:
+    return settings.coordinates, settings.seed, settings.damping, settings.feedback
+
+
+def _groups(network: Network, factors: Factors) -> dict[str, list[str]]:
+    """Matrices that read the same inputs: one factor serves them all."""
+    groups: dict[str, list[str]] = {}
+    for name in network.matrices:
+        groups.setdefault(factors.inputs_of(name), []).append(name)
+    return groups
+
+
+def _look_at(name: str, network: Network, factors: Factors) -> tuple[MatrixPlan, np.ndarray]:
+    w = network.coefficients(name)
+    if not np.isfinite(w).all():
+        raise ValueError(f"{name} holds NaN or infinite weights; take an intact checkpoint")
+    sensitivity = network.sensitivity(name)
+    factor = factors.of(name, sensitivity.hessian)
+    return plan_matrix(name, w, factor.relative_steps, sensitivity.rows), w[probe_rows(*w.shape)].copy()
