@@ -151,7 +151,7 @@ def fit(
     layers = trained[0].shape[0] if stacked else None
     keys = key if layers is None else jax.random.split(key, layers)
     identity = fingerprint(steps, key, state, frozen)
-    log = FitLog(*(np.zeros((0,) if layers is None else (0, layers), np.float32) for _ in range(3)))
+    log = [np.zeros((0,) if layers is None else (0, layers), np.float32) for _ in range(3)]
     done = 0
     if state_path is not None and os.path.exists(state_path):
         done, (state, log) = read_state(state_path, (state, log), identity)
@@ -164,13 +164,13 @@ def fit(
     while done < steps:
         length = min(chunk, steps - done)
         state, new = run(state, *rest, keys, jnp.asarray(done, jnp.int32), length=length)
-        log = jax.tree.map(lambda old, part: np.concatenate([old, np.asarray(part)]), log, new)
+        log = [np.concatenate([old, np.asarray(part)]) for old, part in zip(log, new)]
         done += length
         if state_path is not None:
             write_state(state_path, done, (state, log), identity)
         if on_chunk is not None:
-            on_chunk(done, log)
-    return Fitted(split.merge([jnp.asarray(leaf) for leaf in state[0]], frozen), log)
+            on_chunk(done, FitLog(*log))
+    return Fitted(split.merge([jnp.asarray(leaf) for leaf in state[0]], frozen), FitLog(*log))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,7 +231,7 @@ def _make_step(merge: Callable, loss_fn: LossFn, optimizer: Any, lmbda: Schedule
             updates, optimizer_state = optimizer.update(gradients, optimizer_state, trained)
             trained = optax.apply_updates(trained, updates)
         entry = (point.bits, point.distortion, orthogonality)
-        return (trained, optimizer_state), FitLog(*(x.astype(jnp.float32) for x in entry))
+        return (trained, optimizer_state), tuple(x.astype(jnp.float32) for x in entry)
 
     return one_step
 

@@ -79,6 +79,7 @@ def relax(
         temperature: :math:`\tau`, positive; 1 is nearly plain noise, 0.1 nearly rounding.
 
     Example:
+        >>> import jax
         >>> z = relax(jnp.zeros(1000), key=jax.random.key(0))
         >>> bool((jnp.abs(z) <= 0.5).all())
         True
@@ -157,6 +158,7 @@ def scale_field_bits(
         floor: least mean square of a row or column; entries below it have no gradient left to gain from.
 
     Example:
+        >>> import jax
         >>> x = jax.random.normal(jax.random.key(0), (64, 64))
         >>> round(float(scale_field_bits(8 * x) - scale_field_bits(x)), 3)
         3.0
@@ -219,6 +221,7 @@ def code_length(
         temperature: of soft rounding; plain noise when None.
 
     Example:
+        >>> import jax
         >>> x = 4 * jax.random.normal(jax.random.key(0), (64, 64))
         >>> float(code_length(x, key=jax.random.key(1), family="gaussian"))
         4.0...
