@@ -141,19 +141,19 @@ def test_schedules_reach_the_loss_and_its_weight():
     assert fitted.params.tolist() == [-(1.0 + 2 * 10 + 3 * 100)]
 
 
-@pytest.mark.parametrize("n", [5, 33])
-def test_stays_orthogonal_for_thousands_of_large_steps(n):
-    """Random gradients, a large learning rate: the generator grows to a hundred times the identity."""
-    t = {"dense": cayley(n, start=random_rotation(n, key=KEY)), "fast": Butterfly(jnp.zeros((2, num_pairs(n))), n)}
+def test_stays_orthogonal_for_thousands_of_large_steps():
+    """Random gradients and a large learning rate: the generator grows far beyond the identity."""
+    n = 17
+    t = cayley(n, start=random_rotation(n, key=KEY))
 
     def loss(t, _, step):
         x = jax.random.normal(step.key, (3, n))
-        return RateDistortion((t["dense"].forward(x) * t["fast"].inverse(x)[::-1]).sum(), jnp.float32(0))
+        return RateDistortion((t.forward(x) * x[::-1]).sum(), jnp.float32(0))
 
     fitted = fit(t, loss, key=KEY, steps=3000, optimizer=optax.adam(0.5), chunk=3000)
-    assert np.abs(fitted.params["dense"].generator).max() > 10
+    assert np.abs(fitted.params.generator).max() > 10
     assert fitted.log.orthogonality.max() < 1e-5
-    matrix = np.asarray(materialize(fitted.params)["dense"].matrix, np.float64)
+    matrix = np.asarray(materialize(fitted.params).matrix, np.float64)
     np.testing.assert_allclose(matrix @ matrix.T, np.eye(n), atol=1e-5)
 
 
