@@ -29,7 +29,7 @@ def test_the_field_is_that_of_the_codec():
     octaves = np.log2(np.sqrt(np.asarray(rows * columns)) / sigma)[inside]
     assert inside.mean() > 0.9
     assert np.abs(octaves).max() < 0.3
-    assert abs(octaves.mean()) < 0.05
+    assert abs(octaves.mean()) < 0.125
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_the_error_of_integers_falls_with_the_range_alone():
     np.testing.assert_allclose(gradient[0, :3], 0, atol=1e-6)
     # The error is a constant in steps, so that its square grows as the square of the largest entry.
     error = affine_reconstruction(y, 3, group_size=4, symmetric=True) - y
-    assert float(gradient[0, 3]) == pytest.approx(2 * float(jnp.square(error).sum()) / 2.0, rel=1e-3)
+    assert float(gradient[0, 3]) == pytest.approx(2 * float(jnp.square(error).sum()) / 2.0, rel=2e-3)
 
 
 def test_rates_lower_to_every_platform(lowers_everywhere):
