@@ -38,12 +38,16 @@ def test_imports_go_one_way(file):
         assert not any(name.split(".")[0] == "occ_toy" for name in names)
         return
     assert not FRAMEWORKS & {name.split(".")[0] for name in names}, "the core knows no model and no framework but JAX"
+    uses_optax = any(name.split(".")[0] == "optax" for name in names)
+    assert not uses_optax or parts[1] == "learned", "optax is an extra, which training alone needs"
     inner = {name.split(".")[1] for name in names if name.startswith("occ_jax.")}
     own = Path(parts[1]).stem
     if own in FOUNDATION:
         assert inner <= FOUNDATION
     elif own in PARTS:
         assert inner <= FOUNDATION | PARTS, "parts do not know files or training"
+    elif own == "codec":
+        assert inner <= FOUNDATION | PARTS | {"codec"}, "files do not know training"
 
 
 def test_every_package_is_installed():

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from occ_jax.codec.errors import damaged, too_new
-from occ_jax.codec.spec import UnknownName, from_spec, to_spec
+from occ_jax.codec.spec import UnknownName, from_spec, leaves_axis, to_spec
 from occ_jax.entropy.varint import ByteReader
 from occ_jax.transforms import Transform
 
@@ -50,17 +50,10 @@ def write_axes(left: Transform | None, right: Transform | None, matrix_bits: int
     for side, transform in (("left", left), ("right", right)):
         if transform is not None:
             fields[side], payload = to_spec(transform, matrix_bits=matrix_bits)
-            if _leaves_axis(fields[side]):
+            if leaves_axis(fields[side]):
                 raise ValueError(f"{side} acts along one axis of the matrix: it cannot hold along_axis")
             data += payload
     return fields, data
-
-
-def _leaves_axis(spec: Any) -> bool:
-    """Whether a spec contains ``along_axis``, which would reach out of the axis that it is for."""
-    if isinstance(spec, list):
-        return any(_leaves_axis(part) for part in spec)
-    return isinstance(spec, Mapping) and (spec.get("name") == "along_axis" or _leaves_axis(spec.get("of")))
 
 
 def read_axes(
@@ -76,7 +69,7 @@ def read_axes(
     try:
         for side, size in zip(("left", "right"), shape):
             transform = from_spec(spec[side], reader) if side in spec else None
-            if transform is not None and (not isinstance(transform, Transform) or _leaves_axis(spec[side])):
+            if transform is not None and (not isinstance(transform, Transform) or leaves_axis(spec[side])):
                 raise reader.fail(f"{side} is not a transform of one axis")
             if transform is not None:
                 # Traced only: tells whether the transform takes vectors of this length, at no cost.

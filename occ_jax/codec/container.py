@@ -225,10 +225,11 @@ def write_container(
         codebooks=[zlib.crc32(data) for data in codebooks],
         tensors=entries,
     )
-    _write_whole(Path(path), blobs, {METADATA_KEY: write_header(header)})
+    write_whole(Path(path), blobs, {METADATA_KEY: write_header(header)})
 
 
-def _write_whole(path: Path, blobs: dict[str, np.ndarray], header: dict[str, str]) -> None:
+def write_whole(path: Path, blobs: dict[str, np.ndarray], header: dict[str, str]) -> None:
+    """Write a safetensors file beside ``path``, flush it and rename it: all of it, or nothing."""
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     try:
         try:

@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from occ_jax.codec.levels import read_levels, write_levels
 from occ_jax.codec.matrices import read_orthogonal, write_orthogonal
 from occ_jax.entropy.varint import ByteReader, write_varints
 from occ_jax.quantization import Affine, DeadZone, Quantizer, Uniform
@@ -15,20 +16,27 @@ from occ_jax.transforms import (
     KLT,
     AlongAxis,
     Blockwise,
+    Butterfly,
     Chain,
     Hadamard,
     Identity,
     Inverse,
+    Kronecker,
     RealFFT,
     Rotation,
+    Scaling,
     Transform,
+    num_pairs,
 )
 
 MAX_DEPTH = 8
 """Deepest nesting of combinators."""
 
 MAX_LINKS = 64
-"""Most links of a chain."""
+"""Most links of a chain, and most factors of a Kronecker product."""
+
+MAX_BUTTERFLY = (1 << 16, 8)
+"""Largest size of a butterfly and most sweeps: constant angles take no bytes, so the bytes at hand bound nothing."""
 
 MAX_HADAMARD_SIZE = 1 << 20
 """Longest Hadamard transform: without signs it takes no bytes, so its length is bounded by itself."""
@@ -138,6 +146,58 @@ def _read_chain(spec: Mapping[str, Any], data: ByteReader, depth: int) -> Chain:
     return Chain(tuple(from_spec(link, data, depth=depth + 1) for link in links))
 
 
+def _write_kronecker(item: Kronecker, bits: int) -> tuple[dict[str, Any], bytes]:
+    fields, data = _write_chain(Chain(item.transforms), bits)
+    if leaves_axis(fields["of"]):
+        raise ValueError("a factor of a Kronecker product acts along one axis: it cannot hold along_axis")
+    return {**fields, "sizes": list(item.sizes)}, data
+
+
+def _read_kronecker(spec: Mapping[str, Any], data: ByteReader, depth: int) -> Kronecker:
+    factors, sizes = _read_chain(spec, data, depth).transforms, spec.get("sizes")
+    if not isinstance(sizes, list) or not all(type(size) is int and 1 <= size < 1 << 24 for size in sizes):
+        raise data.fail("the sizes of a Kronecker product are not a list of positive integers")
+    if leaves_axis(spec["of"]):
+        raise data.fail("a factor of a Kronecker product reaches out of its axis")
+    return Kronecker(factors, tuple(sizes))
+
+
+def leaves_axis(spec: Any) -> bool:
+    """Whether a spec contains ``along_axis``, which would reach out of the axis that it is for."""
+    if isinstance(spec, list):
+        return any(leaves_axis(part) for part in spec)
+    return isinstance(spec, Mapping) and (spec.get("name") == "along_axis" or leaves_axis(spec.get("of")))
+
+
+def _write_butterfly(item: Butterfly, bits: int) -> tuple[dict[str, Any], bytes]:
+    exponent = min(bits + 2, 14)
+    angles = np.asarray(item.angles, np.float64) / np.pi
+    # The odd end of (-1, 1] half turns is the even one: angles are periodic.
+    levels = np.rint(np.ldexp(angles - 2 * np.round(angles / 2), exponent)).astype(np.int32)
+    fields = {"size": item.size, "sweeps": len(angles), "exponent": exponent}
+    return fields, b"".join(write_levels(sweep) for sweep in levels)
+
+
+def _read_butterfly(spec: Mapping[str, Any], data: ByteReader, _: int) -> Butterfly:
+    size, sweeps = (_field(spec, name, data, 1, most) for name, most in zip(("size", "sweeps"), MAX_BUTTERFLY))
+    exponent = _field(spec, "exponent", data, 0, 14)
+    levels = np.stack([read_levels(data, num_pairs(size)) for _ in range(sweeps)])
+    return Butterfly(jnp.asarray(np.ldexp(levels * np.pi, -exponent), jnp.float32), size)
+
+
+def _write_scaling(item: Scaling, bits: int) -> tuple[dict[str, Any], bytes]:
+    log2_scale, exponent = np.asarray(item.log2_scale, np.float64), min(bits, 10)
+    if not np.abs(log2_scale).max(initial=0) < 1 << 14 - exponent:
+        raise ValueError(f"log2 scales reach {np.abs(log2_scale).max():g}: a file holds less than {1 << 14 - exponent}")
+    levels = np.rint(np.ldexp(log2_scale, exponent)).astype(np.int32)
+    return {"size": levels.size, "exponent": exponent}, write_levels(levels)
+
+
+def _read_scaling(spec: Mapping[str, Any], data: ByteReader, _: int) -> Scaling:
+    size, exponent = _field(spec, "size", data, 1, 1 << 24), _field(spec, "exponent", data, 0, 14)
+    return Scaling(jnp.asarray(np.ldexp(read_levels(data, size).astype(np.float64), -exponent), jnp.float32))
+
+
 def _write_hadamard(item: Hadamard, _: int) -> tuple[dict[str, Any], bytes]:
     negative = np.asarray(item.signs) < 0
     if negative.size > MAX_HADAMARD_SIZE:
@@ -216,6 +276,9 @@ _FORMS: Mapping[str, _Form] = {
         write=lambda item, bits: write_orthogonal(np.asarray(item.matrix), bits),
         read=lambda spec, data, _: Rotation(jnp.asarray(read_orthogonal(spec, data))),
     ),
+    "butterfly": _Form(kind=Butterfly, write=_write_butterfly, read=_read_butterfly),
+    "kronecker": _Form(kind=Kronecker, write=_write_kronecker, read=_read_kronecker),
+    "scaling": _Form(kind=Scaling, write=_write_scaling, read=_read_scaling),
     "klt": _Form(kind=KLT, write=_write_klt, read=_read_klt),
     "uniform": _Form(
         kind=Uniform,

@@ -132,7 +132,7 @@ def fit_affine(
     _check_width(bits)
     if y.ndim == 0:
         raise ValueError("a scalar has no axis to group: reshape it to one of length 1")
-    lowest, highest, size = _group_ranges(y.astype(jnp.float32), group_size)
+    lowest, highest, size = group_ranges(y.astype(jnp.float32), group_size)
     if symmetric:
         scale = _float16_above(jnp.maximum(-lowest, highest) / (2 ** (bits - 1) - 0.5))
         return Affine(scale, None, bits=bits, group_size=size)
@@ -146,7 +146,7 @@ def _check_width(bits: int) -> None:
         raise ValueError(f"bits is {bits}: affine integers are 2 to 8 bits wide")
 
 
-def _group_ranges(
+def group_ranges(
     y: Float[Array, "..."], group_size: int | str
 ) -> tuple[Float[Array, "*groups"], Float[Array, "*groups"], int]:
     """``min(y, 0)`` and ``max(y, 0)`` of every group, and the number of coefficients in a full group."""

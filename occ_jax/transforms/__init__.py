@@ -13,34 +13,42 @@ from .base import (
     identity,
     inverse,
 )
+from .butterfly import Butterfly, butterfly, num_pairs
 from .frequency import DCT, RealFFT
 from .hadamard import Hadamard, hadamard, hartley_matrix, random_hadamard, sylvester_matrix
 from .klt import KLT, klt
-from .kronecker import kronecker_apply
+from .kronecker import Kronecker, kronecker, kronecker_apply
 from .rotation import Rotation, apply_matrix, random_rotation
+from .scaling import Scaling
 
 __all__ = [
     "DCT",
     "KLT",
     "AlongAxis",
     "Blockwise",
+    "Butterfly",
     "Chain",
     "Hadamard",
     "Identity",
     "Inverse",
+    "Kronecker",
     "RealFFT",
     "Rotation",
+    "Scaling",
     "Transform",
     "along_axis",
     "apply_matrix",
     "blockwise",
+    "butterfly",
     "chain",
     "hadamard",
     "hartley_matrix",
     "identity",
     "inverse",
     "klt",
+    "kronecker",
     "kronecker_apply",
+    "num_pairs",
     "random_hadamard",
     "random_rotation",
     "sylvester_matrix",

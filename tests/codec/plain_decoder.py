@@ -291,8 +291,33 @@ def transform_matrix(spec, n, reader):
         for link in spec["of"]:
             t = transform_matrix(link, n, reader) @ t
         return t
+    if name == "kronecker":
+        t = np.eye(1)
+        for factor, size in zip(spec["of"], spec["sizes"], strict=True):
+            t = np.kron(t, transform_matrix(factor, size, reader))
+        return t
+    if name == "scaling":
+        assert spec["size"] == n
+        return np.diag(2.0 ** (np.array(read_level_vector(reader, n)) / 2 ** spec["exponent"]))
+    if name == "butterfly":
+        assert spec["size"] == n
+        return butterfly_matrix(n, spec["sweeps"], spec["exponent"], reader)
     assert name == "blockwise"
     return np.kron(np.eye(n // spec["size"]), transform_matrix(spec["of"], spec["size"], reader))
+
+
+def butterfly_matrix(n, sweeps, exponent, reader):
+    """Section 7.2."""
+    strides = [2**k for k in range(20) if 2**k < n]
+    pairs = [(i, i + s) for s in strides for i in range(n) if i // s % 2 == 0 and i + s < n]
+    t = np.eye(n)
+    for sweep in range(sweeps):
+        for (i, j), level in zip(pairs, read_level_vector(reader, len(pairs)), strict=True):
+            i, j = (n - 1 - i, n - 1 - j) if sweep % 2 else (i, j)
+            angle = level * math.pi / 2**exponent
+            c, s = math.cos(angle), math.sin(angle)
+            t[i], t[j] = c * t[i] - s * t[j], s * t[i] + c * t[j]
+    return t
 
 
 def stored_matrix(n, exponent, reader):

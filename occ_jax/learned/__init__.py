@@ -1,0 +1,50 @@
+"""Learned coordinates: parametrised transforms, differentiable rates, and their training (which needs optax)."""
+
+from occ_jax.learned.fit import FitLog, Fitted, LossFn, Step, fit
+from occ_jax.learned.labels import FROZEN, TRAINED, default_labels
+from occ_jax.learned.losses import (
+    RateDistortion,
+    affine_reconstruction,
+    code_length,
+    fitted_model,
+    relax,
+    scale_field,
+    scale_field_bits,
+)
+from occ_jax.learned.orthogonal import (
+    Cayley,
+    Householder,
+    cayley,
+    householder,
+    materialize,
+    newton_schulz,
+    orthogonality_error,
+)
+from occ_jax.learned.stored import load_transforms, save_transforms
+
+__all__ = [
+    "FROZEN",
+    "TRAINED",
+    "Cayley",
+    "FitLog",
+    "Fitted",
+    "Householder",
+    "LossFn",
+    "RateDistortion",
+    "Step",
+    "affine_reconstruction",
+    "cayley",
+    "code_length",
+    "default_labels",
+    "fit",
+    "fitted_model",
+    "householder",
+    "load_transforms",
+    "materialize",
+    "newton_schulz",
+    "orthogonality_error",
+    "relax",
+    "save_transforms",
+    "scale_field",
+    "scale_field_bits",
+]
