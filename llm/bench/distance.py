@@ -14,7 +14,7 @@ water-filling over the :math:`n` variances :math:`g_i a_i^2 \lambda_k`, exactly,
 **Reference of feedback.** Successive feedback with :math:`H^{-1} = U^\top U` sees column :math:`j` with the variance
 :math:`\sigma_{ij}^2 = g_i a_i^2 b_j^2 / U_{jj}^2`. As :math:`\prod_j U_{jj}^{-2} = \det H`, both sets of variances have
 one geometric mean, and both limits are :math:`\tfrac12 \log_2 (\text{that mean} / D)` once every component is above the
-water. Below, the eigenbasis may drop whole directions and feedback cannot: the difference of the two distances.
+water. Below it the second is a reference and no bound: it takes every column as if those before it were coded finely.
 
 References:
     Cover & Thomas, Elements of Information Theory, 2nd ed., theorem 10.3.3. WaterSIC, arXiv:2603.04956, section 3.

@@ -265,18 +265,21 @@ def from_bytes(data: bytes) -> FreqTable:
     if not 1 <= num_tables <= reader.remaining // 2 or num_tables << precision > 4 * MAX_TABLE_ENTRIES:
         raise reader.fail(f"{num_tables} tables are announced in {reader.remaining} bytes")
     numbers, position = reader.varints_to_end(), 0
+    signed = unzigzag(numbers)
     reader.finish()
     tables = []
     width = 1
     for _ in range(num_tables):
         if position + 2 > numbers.size:
             raise reader.fail(f"{num_tables} tables are announced and {len(tables)} are there")
-        offset, num_values = int(unzigzag(numbers[position])), int(numbers[position + 1])
+        offset, num_values = int(signed[position]), int(numbers[position + 1])
+        width = max(width, num_values + 1)
+        if num_tables * width > MAX_TABLE_ENTRIES:
+            raise reader.fail(f"{num_tables} tables of {num_values} values are too many")
         freq = numbers[position + 2 : position + 2 + num_values]
         position += 2 + num_values
-        width = max(width, num_values + 1)
-        if freq.size < num_values or num_tables * width > MAX_TABLE_ENTRIES:
-            raise reader.fail(f"{num_tables} tables of {num_values} values in {numbers.size} numbers")
+        if freq.size < num_values:
+            raise reader.fail(f"{num_values} values are announced and {freq.size} are left")
         escape = (1 << precision) - int(freq.sum())
         if escape < 1:
             raise reader.fail(f"frequencies sum to {freq.sum()}, at least 2**{precision}")
