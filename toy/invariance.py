@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from .coding import RatePoint, bytes_at, rate_distortion
 from .coordinates import original
-from .networks import ACTIVATIONS, Architecture, evaluate, gauss_newton, inputs, train
+from .networks import ACTIVATIONS, Architecture, Parameterised, evaluate, gauss_newton, inputs, train
 from .representations import relative_error
 from .sources import SOURCES
 
@@ -31,12 +31,12 @@ _Change = Callable[[Any, np.random.Generator], Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LinearPair:
+class LinearPair(Parameterised):
     """Two linear layers in a row: a flat vector of two square matrices, whose function is their product."""
 
     side: int
 
-    def apply(self, theta: Float[Array, " parameters"], x: Float[Array, "points inputs"]) -> Float[Array, " entries"]:
+    def apply(self, theta: Float[Array, " parameters"], x: Float[Array, "points inputs"]) -> Float[Array, " values"]:
         """Entries of the product, whatever the points."""
         second, first = theta.reshape(2, self.side, self.side)
         return jnp.matmul(second, first, precision="highest").reshape(-1)
@@ -149,7 +149,7 @@ def rotate_between(thetas: _Thetas, is_shared: bool) -> _Thetas:
 
 
 def _compare(
-    name: str, is_shared: bool, net: Any, x: Array, before: _Thetas, after: _Thetas, targets: Sequence[float]
+    name: str, is_shared: bool, net: Parameterised, x: Array, before: _Thetas, after: _Thetas, targets: Sequence[float]
 ) -> Invariance:
     values = np.asarray(evaluate(net, before, x), np.float64)
     change = np.abs(np.asarray(evaluate(net, after, x), np.float64) - values).max() / np.sqrt(np.square(values).mean())
@@ -167,7 +167,7 @@ def _compare(
 
 
 def _curve(
-    net: Any, x: Array, thetas: _Thetas, values: np.ndarray, targets: Sequence[float], uniform: bool
+    net: Parameterised, x: Array, thetas: _Thetas, values: np.ndarray, targets: Sequence[float], uniform: bool
 ) -> list[RatePoint]:
     hessian = np.asarray(gauss_newton(net, thetas, x), np.float64)
 

@@ -1,5 +1,6 @@
 """Networks as representations: two hidden layers with tanh, ReLU or sine, many trained at once."""
 
+import abc
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
@@ -92,8 +93,16 @@ def _uniform(reach: float) -> Any:
     return init
 
 
+class Parameterised(abc.ABC):
+    """Functions with a flat vector of parameters; hashable, as it is configuration."""
+
+    @abc.abstractmethod
+    def apply(self, theta: Float[Array, " parameters"], x: Float[Array, "points inputs"]) -> Float[Array, " values"]:
+        """Values of the function with parameters ``theta``."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Architecture:
+class Architecture(Parameterised):
     """Shape of a network; gives its functions of a flat parameter vector.
 
     Example:
@@ -179,21 +188,21 @@ def train(
 
 @partial(jax.jit, static_argnames="architecture")
 def evaluate(
-    architecture: Architecture, thetas: Float[Array, "draws parameters"], x: Float[Array, "points inputs"]
-) -> Float[Array, "draws points"]:
+    architecture: Parameterised, thetas: Float[Array, "draws parameters"], x: Float[Array, "points inputs"]
+) -> Float[Array, "draws values"]:
     """Values of many networks."""
     return jax.vmap(lambda theta: architecture.apply(theta, x))(thetas)
 
 
 @partial(jax.jit, static_argnames="architecture")
 def gauss_newton(
-    architecture: Architecture, thetas: Float[Array, "draws parameters"], x: Float[Array, "points inputs"]
+    architecture: Parameterised, thetas: Float[Array, "draws parameters"], x: Float[Array, "points inputs"]
 ) -> Float[Array, "parameters parameters"]:
     r"""Mean over networks of :math:`J^\top J / n`, with :math:`J_{ik} = \partial f(x_i) / \partial \theta_k`."""
 
     def one(theta: Array) -> Array:
         jacobian = jax.jacrev(lambda t: architecture.apply(t, x))(theta)
-        return jnp.matmul(jacobian.T, jacobian, precision="highest") / len(x)
+        return jnp.matmul(jacobian.T, jacobian, precision="highest") / jacobian.shape[0]
 
     return jax.lax.map(one, thetas).mean(0)
 
