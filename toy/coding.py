@@ -36,7 +36,7 @@ STEP_RESOLUTION = 8
 SENSITIVITY_FLOOR = 1e-6
 """No step is larger than that of a coordinate with this fraction of the largest sensitivity."""
 
-LANE_SYMBOLS = 1 << 10
+LANE_SYMBOLS = 1 << 9
 """Symbols of a lane: short, as the tensors here are small and coded on the host."""
 
 
