@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-FOLDERS = {"occ_jax": ROOT / "occ_jax", "occ_llm": ROOT / "llm"}
+FOLDERS = {"occ_jax": ROOT / "occ_jax", "occ_llm": ROOT / "llm", "occ_toy": ROOT / "toy"}
 SOURCES = sorted(file for folder in FOLDERS.values() for file in folder.rglob("*.py"))
 
 FOUNDATION = {"_pytree", "numerics"}
@@ -19,7 +19,7 @@ FRAMEWORKS = {"flax", "transformers", "tokenizers", "huggingface_hub", "gguf", "
 def imported_modules(file: Path) -> set[str]:
     """Absolute names of everything a file imports."""
     package = file.relative_to(ROOT).with_suffix("").parts
-    package = ("occ_llm", *package[1:]) if package[0] == "llm" else package
+    package = ({"llm": "occ_llm", "toy": "occ_toy"}.get(package[0], package[0]), *package[1:])
     names = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
@@ -34,8 +34,9 @@ def imported_modules(file: Path) -> set[str]:
 @pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_imports_go_one_way(file):
     parts, names = file.relative_to(ROOT).parts, imported_modules(file)
-    if parts[0] == "llm":
-        assert not any(name.split(".")[0] == "occ_toy" for name in names)
+    apart = {"llm": "occ_toy", "toy": "occ_llm"}
+    if parts[0] in apart:
+        assert not any(name.split(".")[0] == apart[parts[0]] for name in names)
         return
     assert not FRAMEWORKS & {name.split(".")[0] for name in names}, "the core knows no model and no framework but JAX"
     uses_optax = any(name.split(".")[0] == "optax" for name in names)

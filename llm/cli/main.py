@@ -3,11 +3,13 @@
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import entry_points
 
 import jax
 import tyro
 
 from occ_jax.codec import FormatError
+from occ_jax.errors import InputError
 
 from ..checkpoints.named import cache_directory
 from ..errors import OccError
@@ -29,6 +31,8 @@ COMMANDS = {
     "models": Models,
     "demo": Demo,
     "bench": BenchCommand,
+    # Commands of other packages: dataclasses with a method run(), which raises InputError for what the user can mend.
+    **{point.name: point.load() for point in sorted(entry_points(group="occ.commands"))},
 }
 
 COMPILED_BYTES = 1 << 28
@@ -58,7 +62,7 @@ def run(args: Sequence[str] | None = None) -> int:
         command.run()
     except KeyboardInterrupt:
         return _failed("interrupted; nothing is half-written, run the same command to go on", INTERRUPTED)
-    except (OccError, FormatError) as error:
+    except (OccError, InputError, FormatError) as error:
         return _failed(str(error), BAD_INPUT)
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
