@@ -178,7 +178,7 @@ def train(
             gradient = jax.grad(loss)(theta)
             with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes in its step counter
                 updates, state = optimizer.update(gradient, state)
-            return (optax.apply_updates(theta, updates), state), None
+            return (theta + updates, state), None
 
         return jax.lax.scan(step, (theta, optimizer.init(theta)), length=num_steps)[0][0]
 

@@ -1,12 +1,13 @@
 """Fit a source in one representation at matched accuracy, and keep what coding needs to know about the result."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from .bases import BASES, fit, ladder
 from .networks import ACTIVATIONS, Architecture, evaluate, gauss_newton, inputs, train
@@ -14,6 +15,7 @@ from .sources import Source
 
 _Values = Float[np.ndarray, "draws values"]
 _Parameters = Float[np.ndarray, "draws size"]
+_Tried = TypeVar("_Tried")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,11 +69,9 @@ def relative_error(values: _Values, targets: _Values) -> float:
 def fit_basis(source: Source, name: str, *, draws: int, others: int, accuracy: float) -> Fitted:
     """Coefficients in the smallest design of a basis that is accurate enough, else in the largest."""
     targets, typical = source.draw(draws, stream=0), source.draw(others, stream=1)
-    for size in ladder(source):
-        design = BASES[name].design(source, size)
-        theta = fit(design, targets)
-        if relative_error(theta @ design.T, targets) <= accuracy:
-            break
+    designs = (BASES[name].design(source, size) for size in ladder(source))
+    attempts = ((design, fit(design, targets)) for design in designs)
+    design, theta = _first(attempts, lambda tried: relative_error(tried[1] @ tried[0].T, targets) <= accuracy)
     return Fitted(
         source=source.name,
         representation=name,
@@ -92,12 +92,14 @@ def fit_networks(
     power = float(np.square(targets).mean())
     scaled = targets / np.sqrt(power)  # training sees functions of unit power
     keys = jax.random.split(jax.random.key(0), seeds)
-    for width in widths:
-        net = Architecture(num_inputs=source.num_axes, width=width, activation=ACTIVATIONS[name])
-        thetas = train(net, x, jnp.asarray(scaled, jnp.float32), keys=keys, num_steps=steps)
-        errors = [relative_error(_values(net, theta, x), scaled) for theta in thetas]
-        if np.median(errors) <= accuracy:
-            break
+    nets = (Architecture(num_inputs=source.num_axes, width=width, activation=ACTIVATIONS[name]) for width in widths)
+    attempts = ((net, train(net, x, jnp.asarray(scaled, jnp.float32), keys=keys, num_steps=steps)) for net in nets)
+
+    def is_accurate(tried: tuple[Architecture, Array]) -> bool:
+        net, thetas = tried
+        return bool(np.median([relative_error(_values(net, theta, x), scaled) for theta in thetas]) <= accuracy)
+
+    net, thetas = _first(attempts, is_accurate)
     return [
         Fitted(
             source=source.name,
@@ -111,6 +113,16 @@ def fit_networks(
         )
         for seed, theta in enumerate(thetas)
     ]
+
+
+def _first(attempts: Iterable[_Tried], is_accurate: Callable[[_Tried], bool]) -> _Tried:
+    """The first attempt that is accurate enough, else the last."""
+    tried = None
+    for tried in attempts:
+        if is_accurate(tried):
+            break
+    assert tried is not None
+    return tried
 
 
 def _values(net: Architecture, theta, x) -> _Values:

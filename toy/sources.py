@@ -98,7 +98,7 @@ def _piecewise(rng: np.random.Generator, count: int) -> _Draws:
 def _ar1(rng: np.random.Generator, count: int) -> _Draws:
     noise = rng.normal(size=(count, NUM_VALUES))
     noise[:, 1:] *= np.sqrt(1 - CORRELATION**2)  # stationary from the first point on
-    return scipy.signal.lfilter([1.0], [1.0, -CORRELATION], noise, axis=1)
+    return np.asarray(scipy.signal.lfilter([1.0], [1.0, -CORRELATION], noise, axis=1))
 
 
 def _square(count: int) -> tuple[Float[np.ndarray, "1 side 1"], Float[np.ndarray, "1 1 side"]]:

@@ -12,7 +12,7 @@ been.
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -93,7 +93,7 @@ def fit(
     lmbda: Schedule = 1.0,
     temperature: Schedule = 1.0,
     stacked: bool = False,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
     chunk: int = 100,
     state_path: str | os.PathLike[str] | None = None,
     on_chunk: Callable[[int, FitLog], None] | None = None,
@@ -210,7 +210,8 @@ def _partitioned(optimizer: Any, labels: list[str]) -> Any:
     missing = sorted(set(labels) - set(by_label))
     if missing:
         raise ValueError(f"labels {missing} have no optimizer: give one for each of {sorted(set(labels))}")
-    return optax.partition({name: by_label[name] for name in set(labels)}, list(labels))
+    transforms: dict[Hashable, Any] = {name: by_label[name] for name in set(labels)}
+    return optax.partition(transforms, list(labels))
 
 
 def _make_step(merge: Callable, loss_fn: LossFn, optimizer: Any, lmbda: Schedule, temperature: Schedule) -> Callable:
@@ -264,7 +265,7 @@ def _make_run(step: Callable, mesh: Mesh | None) -> Callable:
     return jax.jit(run, static_argnames="length")
 
 
-def _mesh(devices: Sequence[jax.Device] | None, data: Any, layers: int | None) -> Mesh | None:
+def _mesh(devices: Sequence[Any] | None, data: Any, layers: int | None) -> Mesh | None:
     """As many of the devices as divide what they share; None for one."""
     lengths = [layers] if layers is not None else [x.shape[0] for x in jax.tree.leaves(data) if jnp.ndim(x)]
     count = max((k for k in range(1, len(devices or ()) + 1) if any(n % k == 0 for n in lengths)), default=1)

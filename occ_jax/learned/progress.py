@@ -24,7 +24,7 @@ def fingerprint(steps: int, key: Array, *trees: Any) -> str:
     crc = zlib.crc32(f"{steps} {jax.random.key_impl(key)} {[jax.tree.structure(t) for t in trees]}".encode())
     for leaf in (jax.random.key_data(key), *jax.tree.leaves(trees)):
         array = np.asarray(leaf)
-        crc = zlib.crc32(np.ascontiguousarray(array).view(np.uint8), zlib.crc32(f"{array.shape}".encode(), crc))
+        crc = zlib.crc32(array.tobytes(), zlib.crc32(f"{array.shape}".encode(), crc))
     return f"{crc:08x}"
 
 
