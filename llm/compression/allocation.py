@@ -29,7 +29,7 @@ from occ_jax.quantization.ungerboeck import num_parities
 from ..roles import is_linear
 from .plan import MatrixPlan, expected_bits, solve_step
 
-MAX_PROBES = 4
+MAX_PROBES = 2
 _SETTLED = 0.02  # relative change of the step from probe to probe
 
 

@@ -1,6 +1,7 @@
 """The passes over a network: plan every matrix, probe a few rows of each, quantize and code all of them."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -23,6 +24,7 @@ from occ_jax.transforms import Identity
 
 from ..checkpoints.compressed import BASIS
 from ..folding import folded_gains
+from ..parallel import in_pairs
 from ..roles import FINAL_NORM, is_linear, kind_of
 from .allocation import Allocation, probe_rows
 from .input_bases import BASIS_BITS
@@ -58,14 +60,14 @@ class Compressor:
     def probe(self, step: float, codebook: Codebook) -> Statistics:
         """Symbols of the probe rows at a step."""
         tables = search_tables(codebook)
-        total = None
-        for name in self._track(self.network.matrices, "probe"):
+
+        def count(name: str) -> Statistics:
             levels = _rows(self.plans[name].levels(step), probe_rows(*self.plans[name].shape))
-            result = self._quantize(name, self._probes[name], levels, tables)
-            statistics = _statistics(result, levels, codebook)
-            total = statistics if total is None else jax.tree.map(np.add, total, statistics)
-        assert total is not None
-        return total
+            return _statistics(self._quantize(name, self._probes[name], levels, tables), levels, codebook)
+
+        names = self.network.matrices
+        counted = (statistics for _, statistics in in_pairs(count, self._track(names, "probe"), names))
+        return functools.reduce(lambda one, other: jax.tree.map(np.add, one, other), counted)
 
     def pilot(self, allocation: Allocation) -> float:
         """Bits per weight by which whole matrices, one of each kind, exceed what their plans let expect."""

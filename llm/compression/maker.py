@@ -6,7 +6,6 @@ import json
 import math
 import operator
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, final
 
@@ -20,6 +19,7 @@ from ..checkpoints.compressed import BASIS, CONTAINER, QUANT_METHOD, read_compre
 from ..errors import OccError
 from ..evaluation import Reference, Windows, evaluate
 from ..model import LanguageModel
+from ..parallel import in_pairs
 from ..roles import is_linear
 from .allocation import Allocation, allocate
 from .compressor import Compressor, encode_rest
@@ -166,13 +166,7 @@ class Maker:
 
         names = tuple(compressor.plans)
         self._staging.begin(step)
-        # While one matrix is searched on the devices, another is coded on the host.
-        with ThreadPoolExecutor(2) as pool:
-            try:
-                coded = dict(zip(self._track(names, "quantize and code"), pool.map(tensor, names), strict=True))
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        coded = dict(in_pairs(tensor, self._track(names, "quantize and code"), names))
         self._last = step, coded | encode_rest(compressor.network, gains=finishes)
         return self._last[1]
 

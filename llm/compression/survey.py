@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from jaxtyping import Float
 from ..calibration import Statistics
 from ..checkpoints import Checkpoint
 from ..errors import OccError
+from ..parallel import in_pairs
 from .allocation import probe_rows
 from .factors import Factors
 from .network import Network, prepare_network
@@ -75,15 +75,14 @@ def survey(
         try:
             network = prepare_network(checkpoint.config, checkpoint.weights, statistics, settings)
             groups = _groups(network, factors)
-            with ThreadPoolExecutor(2) as pool:
-                jobs = pool.map(lambda names: [_look_at(name, network, factors) for name in names], groups.values())
-                try:
-                    for found in (found for _, found in zip(track(tuple(groups), "plan"), jobs, strict=True)):
-                        plans |= {plan.name: plan for plan, _ in found}
-                        probes |= {plan.name: rows for plan, rows in found}
-                except BaseException:
-                    pool.shutdown(cancel_futures=True)
-                    raise
+            inputs = tuple(groups)
+
+            def look(name: str) -> list[tuple[MatrixPlan, np.ndarray]]:
+                return [_look_at(reader, network, factors) for reader in groups[name]]
+
+            for _, found in in_pairs(look, track(inputs, "plan"), inputs):
+                plans |= {plan.name: plan for plan, _ in found}
+                probes |= {plan.name: rows for plan, rows in found}
         except ValueError as error:
             raise error if isinstance(error, OccError) else OccError(f"{checkpoint.name}: {error}") from error
         plans = {name: plans[name] for name in network.matrices}
