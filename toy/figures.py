@@ -59,7 +59,7 @@ def summary_figure(results: Results, paths: Sequence[Path]) -> None:
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.set_yticks(range(len(names)), [SOURCES[name].title for name in names])
-    axes.invert_yaxis()
+    axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel("bytes over bytes in the original coordinates, at equal error (bases not counted)")
     title = "Rotation multiplies the bytes by {rotated:.2f}, alignment by {aligned:.2f} (medians)".format(**medians)
     axes.set_title(title, loc="left")
@@ -158,14 +158,23 @@ def _show_bytes(axes: Any, cells: Sequence[Cell]) -> None:
                     points += [(statistics.median(sizes), place)] if sizes else []
             x, y = [p[0] for p in points], [p[1] for p in points]
             axes.scatter(x, y, marker=marker, edgecolors=colour, facecolors=face, s=44, zorder=3)
+    reached = {cell.representation for cell in cells for level in LEVELS if cell.bytes_at("original", level) is not None}
+    for place in (place for place, name in enumerate(names) if name not in reached):
+        axes.text(0.02, place, "not reached", transform=axes.get_yaxis_transform(), va="center", color="#777777")
     axes.set_yticks(range(len(names)), [_TITLES[name] for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter("{x:g}")
+    ticks = [size for size in (5, 10, 20, 50, 100, 200, 500, 1000) if _is_inside(size, axes.get_xlim())]
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
     axes.set_xlabel("coded bytes per function")
-    hollow = f"hollow: {LEVELS[1]:.0%}, closer was not reached"
-    axes.set_title(f"all bases at {LEVELS[0]:.0%} error ({hollow})", loc="left", fontsize=10)
+    title = f"all representations at {LEVELS[0]:.0%} error (hollow: at {LEVELS[1]:.0%})"
+    axes.set_title(title, loc="left", fontsize=10)
     axes.grid(alpha=0.3)
+
+
+def _is_inside(value: float, limits: tuple[float, float]) -> bool:
+    return limits[0] <= value <= limits[1]
 
 
 def _save(figure: Any, paths: Sequence[Path]) -> None:
