@@ -158,7 +158,9 @@ def _show_bytes(axes: Any, cells: Sequence[Cell]) -> None:
                     points += [(statistics.median(sizes), place)] if sizes else []
             x, y = [p[0] for p in points], [p[1] for p in points]
             axes.scatter(x, y, marker=marker, edgecolors=colour, facecolors=face, s=44, zorder=3)
-    reached = {cell.representation for cell in cells for level in LEVELS if cell.bytes_at("original", level) is not None}
+    reached = {
+        cell.representation for cell in cells for level in LEVELS if cell.bytes_at("original", level) is not None
+    }
     for place in (place for place, name in enumerate(names) if name not in reached):
         axes.text(0.02, place, "not reached", transform=axes.get_yaxis_transform(), va="center", color="#777777")
     axes.set_yticks(range(len(names)), [_TITLES[name] for name in names])
