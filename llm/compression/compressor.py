@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from occ_jax.codec import CodedTensor, Levels, encode_lattice, encode_raw, encode_transform
+from occ_jax.codec import CodedTensor, Lattice, Levels, encode_lattices, encode_raw, encode_transform
 from occ_jax.quantization.codebook import (
     Codebook,
     SearchTables,
@@ -74,33 +74,35 @@ class Compressor:
         linear = [name for name in self.plans if is_linear(name)]
         kinds = {kind_of(name): [n for n in linear if kind_of(n) == kind_of(name)] for name in linear}
         names = [alike[(2 * i + 1) * len(alike) // (2 * len(kinds))] for i, alike in enumerate(kinds.values())]
-        spent = sum(8 * self.encode(name, allocation).num_bytes for name in self._track(names, "pilot"))
+        spent = sum(
+            8 * coded.num_bytes for coded in self.encode(tuple(self._track(names, "pilot")), allocation).values()
+        )
         expected = expected_bits([self.plans[n] for n in names], allocation.class_bits, allocation.step)
         weights = sum(self.plans[n].shape[0] * self.plans[n].shape[1] for n in names)
         return (spent - expected - self.side_info_bits(names)) / weights
 
-    def encode(self, name: str, allocation: Allocation, *, fine_rows: bool = False) -> CodedTensor:
-        """Quantize and code one whole matrix.
+    def encode(
+        self, names: Sequence[str], allocation: Allocation, *, fine_rows: bool = False
+    ) -> dict[str, CodedTensor]:
+        """Quantize some whole matrices and code them together.
 
         Args:
-            name: of the matrix.
+            names: of the matrices.
             allocation: step and codebook.
             fine_rows: leave room in the file for row scales that will be tuned, if it is a linear layer.
         """
+        lattices = [self._lattice(name, allocation, fine_rows=fine_rows) for name in names]
+        packing = {"matrix_bits": BASIS_BITS, "lane_symbols": _LANE_SYMBOLS}
+        return dict(zip(names, encode_lattices(lattices, allocation.codebook, **packing), strict=True))
+
+    def _lattice(self, name: str, allocation: Allocation, *, fine_rows: bool) -> Lattice:
         levels = self.plans[name].levels(allocation.step)
         if fine_rows and is_linear(name):
             levels = levels.with_row_factors(np.ones(levels.shape[0]), ROW_RESOLUTION)
         q = self._quantize(name, self.network.coefficients(name), levels, allocation.tables).q
         transform = self.network.written_transform(name)
         right = None if isinstance(transform, Identity) else transform
-        return encode_lattice(
-            np.asarray(q),
-            levels,
-            allocation.codebook,
-            right=right,
-            matrix_bits=BASIS_BITS,
-            lane_symbols=_LANE_SYMBOLS,
-        )
+        return Lattice(np.asarray(q), levels, right=right)
 
     @property
     def num_linear_weights(self) -> int:

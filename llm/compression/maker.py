@@ -6,6 +6,7 @@ import json
 import math
 import operator
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -20,7 +21,7 @@ from ..errors import OccError
 from ..evaluation import Reference, Windows, evaluate
 from ..model import LanguageModel
 from ..parallel import in_pairs
-from ..roles import is_linear
+from ..roles import is_linear, layer_of
 from .allocation import Allocation, allocate
 from .compressor import Compressor, encode_rest
 from .finishing import FinishSettings, Target, Tuned, finish, predict
@@ -160,13 +161,17 @@ class Maker:
             return self._last[1]
         allocation, compressor, finishes = self._allocation(step), self._compressor, self.finishes
 
-        def tensor(name: str) -> CodedTensor:
-            make = functools.partial(compressor.encode, name, allocation, fine_rows=finishes)
-            return self._staging.tensor(step, name, allocation.codebook, make)
+        groups = _blocks(tuple(compressor.plans))
 
-        names = tuple(compressor.plans)
+        def block(place: str) -> dict[str, CodedTensor]:
+            make = functools.partial(compressor.encode, allocation=allocation, fine_rows=finishes)
+            return self._staging.tensors(step, groups[place], allocation.codebook, make)
+
         self._staging.begin(step)
-        coded = dict(in_pairs(tensor, self._track(names, "quantize and code"), names))
+        places = tuple(groups)
+        coded: dict[str, CodedTensor] = {}
+        for _, made in in_pairs(block, self._track(places, "quantize and code"), places):
+            coded |= made
         self._last = step, coded | encode_rest(compressor.network, gains=finishes)
         return self._last[1]
 
@@ -240,6 +245,15 @@ def write_model(directory: Path, coded: dict[str, CodedTensor], checkpoint: Chec
     fields = checkpoint.config.to_hf() | {"quantization_config": quantization}
     (directory / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
     return measure_sizes(directory / CONTAINER)
+
+
+def _blocks(names: Sequence[str]) -> dict[str, list[str]]:
+    """Matrices that are coded together: those of one block; embedding and head by themselves."""
+    blocks: dict[str, list[str]] = {}
+    for name in names:
+        layer = layer_of(name)
+        blocks.setdefault(name if layer is None else f"block {layer}", []).append(name)
+    return blocks
 
 
 def _open(directory: Path) -> LanguageModel:

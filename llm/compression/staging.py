@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,15 +76,19 @@ class Staging:
                 shutil.rmtree(other)
         place.mkdir(exist_ok=True)
 
-    def tensor(self, step: float, name: str, codebook: Codebook, make: Callable[[], CodedTensor]) -> CodedTensor:
-        """A finished tensor of the file at a step that has begun, or the one that ``make`` makes now."""
-        file = self._tensors(step) / f"{name}.occ.safetensors"
-        with contextlib.suppress(FormatError), open_container(file) as container:
-            coded = container[name]
-            return coded if coded.codebook is None else dataclasses.replace(coded, codebook=codebook)
-        coded = make()
-        write_container(file, {name: coded})
-        return coded
+    def tensors(
+        self,
+        step: float,
+        names: Sequence[str],
+        codebook: Codebook,
+        make: Callable[[Sequence[str]], Mapping[str, CodedTensor]],
+    ) -> dict[str, CodedTensor]:
+        """Some tensors of the file at a step that has begun: those that are finished, and what ``make`` makes now."""
+        found = {name: coded for name in names if (coded := self._load(step, name, codebook)) is not None}
+        made = make([name for name in names if name not in found])
+        for name, coded in made.items():
+            write_container(self._file(step, name), {name: coded})
+        return {name: found[name] if name in found else made[name] for name in names}
 
     def remove(self) -> None:
         """Forget everything."""
@@ -92,6 +96,17 @@ class Staging:
 
     def _tensors(self, step: float) -> Path:
         return self._directory / f"tensors-{step.hex()}"
+
+    def _file(self, step: float, name: str) -> Path:
+        return self._tensors(step) / f"{name}.occ.safetensors"
+
+    def _load(self, step: float, name: str, codebook: Codebook) -> CodedTensor | None:
+        try:
+            with open_container(self._file(step, name)) as container:
+                coded = container[name]
+        except FormatError:
+            return None
+        return coded if coded.codebook is None else dataclasses.replace(coded, codebook=codebook)
 
     def _replace(self, file: Path, fields: dict[str, Any]) -> None:
         aside = file.with_suffix(".part")

@@ -11,7 +11,7 @@ from occ_jax.codec.coding import (
 from occ_jax.codec.container import Container, open_container, write_container
 from occ_jax.codec.errors import FormatError
 from occ_jax.codec.integers import encode_affine
-from occ_jax.codec.lattice import encode_lattice, with_row_factors
+from occ_jax.codec.lattice import Lattice, encode_lattice, encode_lattices, with_row_factors
 from occ_jax.codec.ledger import ledger, tensor_ledger
 from occ_jax.codec.levels import Levels
 from occ_jax.codec.raw import encode_raw
@@ -22,6 +22,7 @@ __all__ = [
     "CodedTensor",
     "Container",
     "FormatError",
+    "Lattice",
     "Levels",
     "decode_indices",
     "decode_tensor",
@@ -29,6 +30,7 @@ __all__ = [
     "decode_transform",
     "encode_affine",
     "encode_lattice",
+    "encode_lattices",
     "encode_raw",
     "encode_tensor",
     "encode_transform",

@@ -1,18 +1,15 @@
 """The codec of entropy-coded indices: levels, lanes of rANS words and a shared codebook, scalar or along a trellis."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int, Int32
 
-from occ_jax._pytree import replace
 from occ_jax.codec.axes import write_axes
-from occ_jax.codec.buckets import lane_bucket, step_bucket
 from occ_jax.codec.errors import damaged
-from occ_jax.codec.host import encode_on_host, is_small
+from occ_jax.codec.lane_coding import Indices, encode_lanes
 from occ_jax.codec.lanes import Lanes
 from occ_jax.codec.levels import Levels
 from occ_jax.codec.spec import DEFAULT_MATRIX_BITS
@@ -25,8 +22,7 @@ from occ_jax.codec.tensor import (
     require_codebook,
     shorten,
 )
-from occ_jax.entropy.rans import encode
-from occ_jax.entropy.streams import Streams, compact, concatenate, pack, unpack
+from occ_jax.entropy.streams import Streams, unpack
 from occ_jax.entropy.varint import ByteReader
 from occ_jax.quantization.codebook import REACH, SHIFTS_PER_STEP, Codebook
 from occ_jax.quantization.trellis_coding import rows_per_lane
@@ -42,7 +38,6 @@ MAX_LANE_STEPS = 1 << 26
 MAX_CLASSES = 256
 """Most scale classes of a codebook."""
 
-_ENCODE_SYMBOLS = 1 << 23
 _BLOCK = 1 << 17
 
 
@@ -85,9 +80,53 @@ def encode_lattice(
         Duda, Asymmetric numeral systems, 2013, arXiv:1311.2540; Marcellin, On entropy-constrained trellis coded
         quantization, IEEE Trans. Communications, 1994.
     """
-    shape = tuple(q.shape)
-    rows, cols = matrix_shape(shape)
-    q = np.asarray(q).astype(np.int32).reshape(rows, cols)
+    matrix = Lattice(q, levels, left, right)
+    return encode_lattices([matrix], codebook, matrix_bits=matrix_bits, lane_symbols=lane_symbols)[0]
+
+
+class Lattice(NamedTuple):
+    """A matrix to code: arguments of :func:`encode_lattice`."""
+
+    q: Int[np.ndarray, "..."] | Int[Array, "..."]
+    levels: Levels
+    left: Transform | None = None
+    right: Transform | None = None
+
+
+def encode_lattices(
+    matrices: Sequence[Lattice],
+    codebook: Codebook,
+    *,
+    matrix_bits: int = DEFAULT_MATRIX_BITS,
+    lane_symbols: int = 1 << 14,
+) -> list[CodedTensor]:
+    """:func:`encode_lattice` of several matrices with one codebook: the same bytes, in fewer and wider calls.
+
+    Raises:
+        ValueError: as :func:`encode_lattice`.
+    """
+    checked = [_checked(matrix, codebook, lane_symbols) for matrix in matrices]
+    coded = []
+    for matrix, indices, streams in zip(matrices, checked, encode_lanes(checked, codebook), strict=True):
+        head, body = _split_pack(streams, indices.lanes.count)
+        fields, side_info = write_axes(matrix.left, matrix.right, matrix_bits)
+        sections = {"levels": matrix.levels.to_bytes() if indices.q.size else b"", "transforms": side_info}
+        sections |= {"lanes": head, "indices": body}
+        missing = -(-indices.q.size // MAX_ELEMENTS_PER_BYTE) - sum(map(len, sections.values()))
+        sections["padding"] = bytes(max(missing, 0))
+        spec = {
+            "codec": "lattice",
+            "rows_per_lane": indices.lanes.rows_per_lane,
+            **_levels_fields(matrix.levels),
+            **fields,
+        }
+        coded.append(CodedTensor(spec=spec, shape=tuple(matrix.q.shape), sections=sections, codebook=codebook))
+    return coded
+
+
+def _checked(matrix: Lattice, codebook: Codebook, lane_symbols: int) -> Indices:
+    rows, cols = matrix_shape(tuple(matrix.q.shape))
+    q, levels = np.asarray(matrix.q).astype(np.int32).reshape(rows, cols), matrix.levels
     if levels.shape != (rows, cols):
         raise ValueError(f"levels are for a matrix {levels.shape}, the indices form one of {(rows, cols)}")
     if codebook.num_classes > MAX_CLASSES:
@@ -99,19 +138,7 @@ def encode_lattice(
         raise ValueError(f"the indices are not paths of the {codebook.num_states}-state trellis of the codebook")
     num_lanes = max(1, -(-rows // rows_per_lane(cols, lane_symbols)))
     lanes = Lanes(rows=rows, cols=cols, rows_per_lane=max(1, -(-rows // num_lanes)))  # as even as possible
-    head, body = _split_pack(_encode_lanes(q, levels, codebook, lanes), lanes.count)
-    fields, side_info = write_axes(left, right, matrix_bits)
-    sections = {"levels": levels.to_bytes() if q.size else b"", "transforms": side_info}
-    sections |= {"lanes": head, "indices": body}
-    missing = -(-q.size // MAX_ELEMENTS_PER_BYTE) - sum(map(len, sections.values()))
-    sections["padding"] = bytes(max(missing, 0))
-    spec = {
-        "codec": "lattice",
-        "rows_per_lane": lanes.rows_per_lane,
-        **_levels_fields(levels),
-        **fields,
-    }
-    return CodedTensor(spec=spec, shape=shape, sections=sections, codebook=codebook)
+    return Indices(q=q, levels=levels, lanes=lanes)
 
 
 def with_row_factors(
@@ -145,36 +172,6 @@ def _is_path(q: Int32[np.ndarray, "rows cols"], num_states: int) -> bool:
         wrong |= column ^ state
         state = following.take(2 * state + (column >> 1))
     return not (wrong & 1).any()
-
-
-def _encode_lanes(q: Int32[np.ndarray, "rows cols"], levels: Levels, codebook: Codebook, lanes: Lanes) -> bytes:
-    """Packed streams, encoded a few lanes at a time, so that the encoder's arrays stay small."""
-    num_classes, num_states = codebook.num_classes, codebook.num_states
-    per_call = max(1, _ENCODE_SYMBOLS // max(lanes.steps, 1))
-    lengths, parts = lanes.lengths(), []
-    for first in range(0, lanes.count, per_call):
-        last = min(first + per_call, lanes.count)
-        rows = slice(first * lanes.rows_per_lane, last * lanes.rows_per_lane)
-        part = q[rows]
-        classes = levels.classes(num_classes, rows).astype(np.int32)
-        contexts = classes if num_states == 1 else 2 * classes + (part & 1)
-        symbols = part if num_states == 1 else part >> 1
-        length = lengths[first:last]
-        symbols, contexts = (lanes.split(x, 0, last - first) for x in (symbols, contexts))
-        if is_small(last - first, lanes.steps, codebook.tables):
-            parts.append(encode_on_host(symbols, codebook.tables, contexts, length))
-            continue
-        fill = (0, lane_bucket(last - first) - (last - first)), (0, step_bucket(lanes.steps) - lanes.steps)
-        symbols, contexts, length = np.pad(symbols, fill), np.pad(contexts, fill), np.pad(length, fill[0])
-        streams = encode(jnp.asarray(symbols), codebook.tables, jnp.asarray(contexts), jnp.asarray(length))
-        parts.append(_first_lanes(streams, last - first))
-    return pack(concatenate(parts)) if parts else b""
-
-
-def _first_lanes(streams: Streams, count: int) -> Streams:
-    """Drop the lanes that only fill a bucket; they hold nothing."""
-    names = ("starts", "counts", "states", "lengths", "escape_starts", "escape_counts")
-    return compact(replace(streams, **{name: getattr(streams, name)[:count] for name in names}))
 
 
 def _split_pack(data: bytes, num_lanes: int) -> tuple[bytes, bytes]:

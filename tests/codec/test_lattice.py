@@ -12,11 +12,14 @@ from hypothesis import strategies as st
 
 from occ_jax.codec import (
     FormatError,
+    Lattice,
     Levels,
     decode_indices,
     decode_tensor,
     decode_tensors,
     encode_lattice,
+    encode_lattices,
+    lane_coding,
     with_row_factors,
 )
 from occ_jax.codec import batch as batch_module
@@ -96,7 +99,7 @@ def test_more_escapes_than_the_first_guess(make):
 @pytest.fixture
 def compiled(monkeypatch):
     """No shortcut for small tensors: everything goes through the compiled coder."""
-    for module in (batch_module, lattice_module):
+    for module in (batch_module, lane_coding):
         monkeypatch.setattr(module, "is_small", lambda *_: False)
 
 
@@ -124,6 +127,25 @@ def test_compiled_calls_are_shared_and_cut(make, compiled, monkeypatch):
     ]
     for q, together in zip(indices, decode_indices(tensors)):
         np.testing.assert_array_equal(together, q)
+
+
+@pytest.mark.parametrize("num_states", [1, 8])
+def test_matrices_coded_together_have_the_bytes_of_matrices_coded_alone(num_states, make, request, monkeypatch):
+    codebook = make["codebook"](num_states)
+    shapes = [(9, 24), (2, 31), (30, 24), (5, 6), (0, 4), (17, 24)]
+    matrices = [
+        Lattice(make["path"](shape, num_states, seed=i), make["levels"](shape)) for i, shape in enumerate(shapes)
+    ]
+    alone = [encode_lattice(m.q, m.levels, codebook, lane_symbols=96) for m in matrices]
+    for symbols in (1 << 20, 300):
+        monkeypatch.setattr(lane_coding, "ENCODE_SYMBOLS", symbols)
+        together = encode_lattices(matrices, codebook, lane_symbols=96)
+        assert [coded.sections for coded in together] == [coded.sections for coded in alone]
+        assert [coded.spec for coded in together] == [coded.spec for coded in alone]
+    request.getfixturevalue("compiled")
+    monkeypatch.setattr(lane_coding, "ENCODE_SYMBOLS", 1 << 20)
+    assert encode_lattices(matrices, codebook, lane_symbols=96)[2].sections == alone[2].sections
+    assert encode_lattices([], codebook) == []
 
 
 def test_threads_change_nothing(make, compiled, monkeypatch):
