@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int32
 
-from occ_jax._pytree import replace
 from occ_jax.codec.buckets import lane_bucket, step_bucket
 from occ_jax.codec.host import encode_on_host, is_small
 from occ_jax.codec.lanes import Lanes
@@ -18,8 +17,6 @@ from occ_jax.quantization.codebook import Codebook
 
 ENCODE_SYMBOLS = 1 << 23
 """Symbols of one call, about: its arrays stay small."""
-
-_LANE_FIELDS = ("starts", "counts", "states", "lengths", "escape_starts", "escape_counts")
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -91,11 +88,5 @@ def _encode_group(matrices: Sequence[Indices], group: Sequence[_Piece], codebook
         streams = encode_on_host(symbols, codebook.tables, contexts, lengths)
     else:
         streams = encode(jnp.asarray(symbols), codebook.tables, jnp.asarray(contexts), jnp.asarray(lengths))
-    streams = replace(streams, **{name: np.asarray(getattr(streams, name)) for name in ("words", *_LANE_FIELDS)})
-    ends = np.cumsum([last - first for _, first, last in group])
-    return [_lanes_of(streams, end - (last - first), end) for (_, first, last), end in zip(group, ends, strict=True)]
-
-
-def _lanes_of(streams: Streams, first: int, last: int) -> Streams:
-    """Some lanes alone, without padding."""
-    return compact(replace(streams, **{name: getattr(streams, name)[first:last] for name in _LANE_FIELDS}))
+    ends = np.cumsum([last - first for _, first, last in group]).tolist()
+    return [compact(streams, slice(end - last + first, end)) for (_, first, last), end in zip(group, ends, strict=True)]

@@ -47,9 +47,9 @@ class Streams:
         return self.states.shape[0]
 
 
-def _gather_segments(values: Array, starts: Array, counts: Array) -> np.ndarray:
-    """The segments ``values[start : start + count]``, one after the other, on the host."""
-    host_counts = np.asarray(counts, np.int64)
+def _gather_segments(values: Array, starts: Array, counts: Array, lanes: slice) -> np.ndarray:
+    """The segments ``values[start : start + count]`` of some lanes, one after the other, on the host."""
+    starts, host_counts = np.asarray(starts)[lanes], np.asarray(counts, np.int64)[lanes]
     shift = np.repeat(np.asarray(starts, np.int64) - _dense_starts(host_counts), host_counts)
     return np.asarray(values)[np.arange(shift.size) + shift]
 
@@ -78,8 +78,8 @@ def _dense_streams(
     )
 
 
-def compact(streams: Streams) -> Streams:
-    """The same streams without padding between the lanes; on the host, not under ``jit``.
+def compact(streams: Streams, lanes: slice = slice(None)) -> Streams:
+    """The same streams, or some lanes of them, without padding between the lanes; on the host, not under ``jit``.
 
     Raises:
         ValueError: more values were escaped than :func:`~occ_jax.entropy.rans.encode` had room for.
@@ -91,12 +91,12 @@ def compact(streams: Streams) -> Streams:
             "give encode a larger max_escapes"
         )
     return _dense_streams(
-        words=_gather_segments(streams.words, streams.starts, streams.counts),
-        counts=np.asarray(streams.counts),
-        states=np.asarray(streams.states),
-        lengths=np.asarray(streams.lengths),
-        escapes=_gather_segments(streams.escapes, streams.escape_starts, streams.escape_counts),
-        escape_counts=np.asarray(streams.escape_counts),
+        words=_gather_segments(streams.words, streams.starts, streams.counts, lanes),
+        counts=np.asarray(streams.counts)[lanes],
+        states=np.asarray(streams.states)[lanes],
+        lengths=np.asarray(streams.lengths)[lanes],
+        escapes=_gather_segments(streams.escapes, streams.escape_starts, streams.escape_counts, lanes),
+        escape_counts=np.asarray(streams.escape_counts)[lanes],
     )
 
 
