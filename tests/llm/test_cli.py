@@ -145,7 +145,7 @@ def test_a_full_disk_leaves_nothing(place, capsys, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device", "model.occ.safetensors")
 
-    monkeypatch.setattr("occ_llm.compression.pipeline.write_container", full)
+    monkeypatch.setattr("occ_llm.compression.maker.write_container", full)
     fails(capsys, arguments(place), "disk is full")
     assert sorted(path.name for path in place.iterdir() if path.name != "cache") == ["model", "text.txt"]
 
@@ -154,7 +154,7 @@ def test_an_interrupt_is_130_and_leaves_nothing(place, capsys, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("occ_llm.compression.compressor.encode_lattice", interrupted)
+    monkeypatch.setattr("occ_llm.compression.compressor.encode_lattices", interrupted)
     assert run(arguments(place)) == INTERRUPTED
     assert "interrupted" in capsys.readouterr().err
     assert not (place / "out").exists()
