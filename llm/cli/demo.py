@@ -34,7 +34,7 @@ class Demo:
     """Model to compress; by default SmolLM2-135M, or without a network the bundled `tiny`."""
     window: int | None = None
     """Tokens per evaluation window; by default 2048, or what the model was trained on if that is less."""
-    max_windows: int = 4
+    max_windows: int = 2
     """Windows to evaluate on."""
     force: bool = False
     """Replace the files of an earlier demo."""
