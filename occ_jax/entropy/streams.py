@@ -49,8 +49,8 @@ class Streams:
 
 def _gather_segments(values: Array, starts: Array, counts: Array, lanes: slice) -> np.ndarray:
     """The segments ``values[start : start + count]`` of some lanes, one after the other, on the host."""
-    starts, host_counts = np.asarray(starts)[lanes], np.asarray(counts, np.int64)[lanes]
-    shift = np.repeat(np.asarray(starts, np.int64) - _dense_starts(host_counts), host_counts)
+    host_starts, host_counts = np.asarray(starts, np.int64)[lanes], np.asarray(counts, np.int64)[lanes]
+    shift = np.repeat(host_starts - _dense_starts(host_counts), host_counts)
     return np.asarray(values)[np.arange(shift.size) + shift]
 
 
