@@ -166,17 +166,14 @@ def _show_bytes(axes: Any, cells: Sequence[Cell]) -> None:
     axes.set_yticks(range(len(names)), [_TITLES[name] for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xscale("log")
-    ticks = [size for size in (5, 10, 20, 50, 100, 200, 500, 1000) if _is_inside(size, axes.get_xlim())]
+    low, high = axes.get_xlim()
+    ticks = [size for size in (5, 10, 20, 50, 100, 200, 500, 1000) if low <= size <= high]
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
     axes.set_xlabel("coded bytes per function")
     title = f"all representations at {LEVELS[0]:.0%} error (hollow: at {LEVELS[1]:.0%})"
     axes.set_title(title, loc="left", fontsize=10)
     axes.grid(alpha=0.3)
-
-
-def _is_inside(value: float, limits: tuple[float, float]) -> bool:
-    return limits[0] <= value <= limits[1]
 
 
 def _save(figure: Any, paths: Sequence[Path]) -> None:
