@@ -11,7 +11,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 FOLDERS = {"occ_jax": ROOT / "occ_jax", "occ_llm": ROOT / "llm", "occ_toy": ROOT / "toy"}
 SOURCES = sorted(file for folder in FOLDERS.values() for file in folder.rglob("*.py"))
 
-FOUNDATION = {"_pytree", "numerics"}
+FOUNDATION = {"_pytree", "errors", "numerics"}
 PARTS = {"transforms", "quantization", "entropy", "decomposition", "metrics"}
 FRAMEWORKS = {"flax", "transformers", "tokenizers", "huggingface_hub", "gguf", "torch", "occ_llm", "occ_toy"}
 

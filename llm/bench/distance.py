@@ -30,13 +30,14 @@ from jaxtyping import Float
 
 from occ_jax.codec import Levels, decode_tensor, encode_lattice
 from occ_jax.metrics import rate_at_distortion
-from occ_jax.quantization.codebook import Codebook, codebook_to_bytes, gather_statistics, reconstruct, search_tables
+from occ_jax.quantization.codebook import Codebook, codebook_to_bytes, search_tables
 from occ_jax.quantization.feedback import FeedbackResult, quantize_with_feedback
 from occ_jax.quantization.hessian import HessianFactor, prepare_hessian
-from occ_jax.quantization.scales import CLASS_SHIFT, NUM_CLASSES, class_sigmas
+from occ_jax.quantization.scales import CLASS_SHIFT, class_sigmas
 from occ_jax.quantization.trellis import gaussian_codebook, gaussian_statistics
 
 from ..compression.allocation import mean_class_bits, probe_rows, refined_codebook
+from ..compression.compressor import rows_of, symbol_statistics
 from ..compression.network import Network
 from ..compression.plan import MatrixPlan, plan_matrix, solve_step
 from ..compression.sensitivity import Sensitivity
@@ -136,9 +137,7 @@ def measure_distances(
         for layer in _layers(network, track(names, f"{states} states, {rate:g} bits: tables")):
             levels, rows = layer.levels(rate, class_bits), probe_rows(*layer.w.shape)
             result = layer.quantize(levels, codebook, rows)
-            classes = jnp.asarray(levels.classes(NUM_CLASSES, rows), jnp.int32)
-            t = result.residual + reconstruct(result.q, classes, codebook)
-            statistics = gather_statistics(t, result.q, classes, states, NUM_CLASSES)
+            statistics = symbol_statistics(result, rows_of(levels, rows), codebook)
             total = statistics if total is None else jax.tree.map(np.add, total, statistics)
         assert total is not None
         codebook = refined_codebook(total, states)

@@ -24,7 +24,7 @@ from ..compression.maker import write_model
 from ..compression.network import Network, prepare_network
 from ..compression.survey import Track
 from ..coordinates import CoordinateName
-from ..errors import OccError
+from ..errors import said_of
 from ..roles import is_linear
 
 EMBEDDING_BITS, EMBEDDING_GROUP = 8, 64
@@ -65,14 +65,12 @@ def compress_integers(
     network = prepare_network(checkpoint.config, checkpoint.weights, statistics, settings)
     with tempfile.TemporaryDirectory(prefix="occ-factors-") as scratch:
         factors = Factors(Path(scratch), damping=settings.damping, feedback=True) if feedback else None
-        try:
+        with said_of(checkpoint.name):
             coded = {
                 name: _encode(network, name, factors, bits, group_size)
                 for name in track(network.matrices, "quantize and code")
             }
             coded |= encode_rest(network)
-        except ValueError as error:
-            raise error if isinstance(error, OccError) else OccError(f"{checkpoint.name}: {error}") from error
     with atomic_directory(out) as directory:
         model = {"coordinates": coordinates, "quantizer": f"integers {bits}", "feedback": feedback}
         sizes = write_model(directory, coded, checkpoint, model)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..calibration import Statistics
 from ..calibration.fingerprint import text_digest
-from ..checkpoints import Checkpoint, load_checkpoint
+from ..checkpoints import Checkpoint
 from ..compression import CalibrationTokens, Settings
 from ..compression.network import prepare_network
 from ..compression.survey import Track
@@ -19,6 +19,7 @@ from ..model import LanguageModel
 from ..results import Row
 from ..roles import is_linear
 from .grid import Entry
+from .measure import measured_row
 from .methods import Surveys, make_file
 from .records import Records
 
@@ -149,26 +150,19 @@ class Bench:
                 transform_bits=stored,
                 track=track,
             )
-            opened = load_checkpoint(place)
-            model = LanguageModel.from_weights(opened.config, opened.weights)
-            quality = evaluate(
-                model, self._windows, reference=self._reference, progress=lambda rows: track(rows, "evaluate")
+            return measured_row(
+                place,
+                self._windows,
+                self._reference,
+                coordinates=method.coordinates,
+                quantizer=method.label,
+                feedback=method.feedback,
+                sizes=sizes,
+                seconds=seconds,
+                track=track,
             )
         finally:
             if not self._keep:
                 shutil.rmtree(place, ignore_errors=True)
                 with contextlib.suppress(OSError):  # files of other entries were kept
                     place.parent.rmdir()
-        assert quality.kl_mean is not None
-        assert quality.kl_se is not None
-        return Row(
-            coordinates=method.coordinates,
-            quantizer=method.label,
-            feedback=method.feedback,
-            linear_bits_per_weight=sizes.linear_bits_per_weight,
-            file_bytes=sizes.file_bytes,
-            perplexity=quality.perplexity,
-            kl_mean=quality.kl_mean,
-            kl_se=quality.kl_se,
-            seconds=seconds,
-        )

@@ -62,7 +62,7 @@ class CalibrationText:
                 f"{self._name} has {len(tokens)} windows of {window} tokens, and {hold_back} are held back to "
                 "measure the divergence: give a longer text or a smaller --calibration-window"
             )
-        held = np.arange(hold_back) * len(tokens) // max(hold_back, 1)
+        held = spread(len(tokens), hold_back)
         rest = np.delete(tokens, held, axis=0)
         return CalibrationTokens(
             calibration=rest[spread(len(rest), self.calibration_windows)],

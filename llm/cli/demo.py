@@ -3,15 +3,16 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ..bench.measure import measured_row
 from ..checkpoints import Checkpoint, load_checkpoint
-from ..compression import Compressed, Settings, compress, survey
+from ..compression import Settings, compress, survey
 from ..coordinates import CoordinateName
 from ..errors import OccError
-from ..evaluation import Reference, Windows, cut_windows, evaluate
+from ..evaluation import Reference, cut_windows, evaluate
 from ..figures import rate_distortion_figure
 from ..model import LanguageModel
 from ..results import Row
@@ -72,7 +73,19 @@ class Demo:
                         text=calibration.described,
                         track=track,
                     )
-                    rows.append(_measured(place, settings, made, windows, reference, track))
+                    rows.append(
+                        measured_row(
+                            place,
+                            windows,
+                            reference,
+                            coordinates=coordinates,
+                            quantizer=settings.quantizer,
+                            feedback=settings.feedback,
+                            sizes=made.sizes,
+                            seconds=made.seconds,
+                            track=track,
+                        )
+                    )
         facts = {
             "model": checkpoint.name,
             "text": "held-out part of the Python documentation",
@@ -111,30 +124,3 @@ def _open(source: str | None, terminal: Terminal) -> Checkpoint:
 
 def _labelled(terminal: Terminal, label: str, rows: Iterable, step: str) -> Iterable:
     return terminal.track(rows, f"{label}: {step}")
-
-
-def _measured(
-    place: Path,
-    settings: Settings,
-    made: Compressed,
-    windows: Windows,
-    reference: Reference,
-    track: Callable[[Iterable, str], Iterable],
-) -> Row:
-    """Open a compressed model like anybody else would, and evaluate it."""
-    opened = load_checkpoint(place)
-    model = LanguageModel.from_weights(opened.config, opened.weights)
-    quality = evaluate(model, windows, reference=reference, progress=lambda rows: track(rows, "evaluate"))
-    assert quality.kl_mean is not None
-    assert quality.kl_se is not None
-    return Row(
-        coordinates=settings.coordinates,
-        quantizer=settings.quantizer,
-        feedback=settings.feedback,
-        linear_bits_per_weight=made.sizes.linear_bits_per_weight,
-        file_bytes=made.sizes.file_bytes,
-        perplexity=quality.perplexity,
-        kl_mean=quality.kl_mean,
-        kl_se=quality.kl_se,
-        seconds=made.seconds,
-    )

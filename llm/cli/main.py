@@ -8,11 +8,9 @@ from importlib.metadata import entry_points
 import jax
 import tyro
 
-from occ_jax.codec import FormatError
 from occ_jax.errors import InputError
 
 from ..checkpoints.named import cache_directory
-from ..errors import OccError
 from .analyse import Inspect, Models
 from .bench import BenchCommand
 from .compress import Calibrate, Compress, Decompress
@@ -62,7 +60,7 @@ def run(args: Sequence[str] | None = None) -> int:
         command.run()
     except KeyboardInterrupt:
         return _failed("interrupted; nothing is half-written, run the same command to go on", INTERRUPTED)
-    except (OccError, InputError, FormatError) as error:
+    except InputError as error:
         return _failed(str(error), BAD_INPUT)
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""

@@ -98,10 +98,10 @@ def allocate(
         if abs(np.log(current / previous)) < _SETTLED:
             break
     if pilot is not None and target_bits is not None:
-        weights = sum(plan.shape[0] * plan.shape[1] for plan in counted)
+        weights = sum(plan.num_weights for plan in counted)
         found = Allocation(step=current, codebook=codebook, linear_bits=np.nan, class_bits=class_bits)
         current = solved(current, 8.0 * len(codebook_to_bytes(codebook)) + pilot(found) * weights)
-    weights = sum(plan.shape[0] * plan.shape[1] for plan in linear)
+    weights = sum(plan.num_weights for plan in linear)
     expected = expected_bits(linear, class_bits, current) / weights
     return Allocation(step=current, codebook=codebook, linear_bits=expected, class_bits=class_bits)
 

@@ -25,7 +25,7 @@ from occ_jax.transforms import Identity
 from ..checkpoints.compressed import BASIS
 from ..folding import folded_gains
 from ..parallel import in_pairs
-from ..roles import FINAL_NORM, is_linear, kind_of
+from ..roles import FINAL_NORM, is_linear
 from .allocation import Allocation, probe_rows
 from .input_bases import BASIS_BITS
 from .network import Network
@@ -62,8 +62,8 @@ class Compressor:
         tables = search_tables(codebook)
 
         def count(name: str) -> Statistics:
-            levels = _rows(self.plans[name].levels(step), probe_rows(*self.plans[name].shape))
-            return _statistics(self._quantize(name, self._probes[name], levels, tables), levels, codebook)
+            levels = rows_of(self.plans[name].levels(step), probe_rows(*self.plans[name].shape))
+            return symbol_statistics(self._quantize(name, self._probes[name], levels, tables), levels, codebook)
 
         names = self.network.matrices
         counted = (statistics for _, statistics in in_pairs(count, self._track(names, "probe"), names))
@@ -71,14 +71,13 @@ class Compressor:
 
     def pilot(self, allocation: Allocation) -> float:
         """Bits per weight by which whole matrices, one of each kind, exceed what their plans let expect."""
-        linear = [name for name in self.plans if is_linear(name)]
-        kinds = {kind_of(name): [n for n in linear if kind_of(n) == kind_of(name)] for name in linear}
-        names = [alike[(2 * i + 1) * len(alike) // (2 * len(kinds))] for i, alike in enumerate(kinds.values())]
+        kinds = [names for names in self.network.same_shape().values() if is_linear(names[0])]
+        names = [alike[(2 * i + 1) * len(alike) // (2 * len(kinds))] for i, alike in enumerate(kinds)]
         spent = sum(
             8 * coded.num_bytes for coded in self.encode(tuple(self._track(names, "pilot")), allocation).values()
         )
         expected = expected_bits([self.plans[n] for n in names], allocation.class_bits, allocation.step)
-        weights = sum(self.plans[n].shape[0] * self.plans[n].shape[1] for n in names)
+        weights = sum(self.plans[n].num_weights for n in names)
         return (spent - expected - self.side_info_bits(names)) / weights
 
     def encode(
@@ -107,13 +106,13 @@ class Compressor:
     @property
     def num_linear_weights(self) -> int:
         """Weights of the linear layers."""
-        return sum(plan.shape[0] * plan.shape[1] for name, plan in self.plans.items() if is_linear(name))
+        return sum(plan.num_weights for name, plan in self.plans.items() if is_linear(name))
 
     def side_info_bits(self, names: Sequence[str]) -> float:
         """About what some matrices take beside their indices and the shared tables: levels, lanes, transforms."""
         plans = [self.plans[name] for name in names]
         levels = sum(len(plan.levels(1.0).to_bytes()) for plan in plans)
-        lanes = sum(-(-plan.shape[0] * plan.shape[1] // _LANE_SYMBOLS) for plan in plans)
+        lanes = sum(-(-plan.num_weights // _LANE_SYMBOLS) for plan in plans)
         transforms = sum(self.network.transform_bits(plan.name) for plan in plans)
         return 8.0 * (levels + _LANE_BYTES * lanes) + transforms
 
@@ -153,11 +152,13 @@ def encode_rest(network: Network, *, gains: bool = False) -> dict[str, CodedTens
     return coded
 
 
-def _rows(levels: Levels, rows: slice) -> Levels:
+def rows_of(levels: Levels, rows: slice) -> Levels:
+    """Levels of some rows."""
     return dataclasses.replace(levels, step_rows=levels.step_rows[rows], class_rows=levels.class_rows[rows])
 
 
-def _statistics(result: FeedbackResult, levels: Levels, codebook: Codebook) -> Statistics:
+def symbol_statistics(result: FeedbackResult, levels: Levels, codebook: Codebook) -> Statistics:
+    """Which symbols were chosen for rows with these levels, and the residuals that they left."""
     classes = jnp.asarray(levels.classes(NUM_CLASSES), jnp.int32)
     t = result.residual + reconstruct(result.q, classes, codebook)
     return gather_statistics(t, result.q, classes, codebook.num_states, NUM_CLASSES)

@@ -29,6 +29,7 @@ from jaxtyping import Array, Float, Int
 
 from ..config import ModelConfig
 from ..model import LINEARS, LanguageModel, observe, projection_rows
+from ..model import head as output_matrix
 from ..roles import ATTENTION_NORM, FINAL_NORM, MLP_NORM
 
 POSITIONS = 256
@@ -174,7 +175,7 @@ def _divergence(
         attach=lambda y, logarithm: y * jnp.exp(logarithm)[None, None],
         remat=remat,
     )
-    own_head = params.get("head", params["embedding"])
+    own_head = output_matrix(params)
 
     @jax.checkpoint
     def of_positions(rows: tuple[Array, Array]) -> Array:

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Int
 
 from occ_jax.codec import CodedTensor, decode_tensor, encode_raw, with_row_factors, write_container
+from occ_jax.codec.header import FORMAT_VERSION
 
 from ..checkpoints import Checkpoint
 from ..checkpoints.compressed import BASIS, CONTAINER, QUANT_METHOD, read_compressed_directory
@@ -29,9 +30,6 @@ from .settings import Settings
 from .sizes import Sizes, linear_bits, measure_sizes
 from .staging import Staging
 from .survey import Track
-
-FORMAT_VERSION = 1
-"""Version of the container format that this writer writes (``docs/format.md``)."""
 
 FINISH_BELOW = 3.0
 """Bits per linear weight below which finishing is worth its time."""
@@ -99,7 +97,7 @@ class Maker:
     def slope(self) -> float:
         """Expected change per octave of the step: of a rate, or of the binary logarithm of a divergence."""
         if self._settings.goal.kind == "bytes":
-            return -sum(plan.shape[0] * plan.shape[1] for plan in self._compressor.plans.values()) / 8
+            return -sum(plan.num_weights for plan in self._compressor.plans.values()) / 8
         return 2.0 if self._settings.goal.kind == "kl" else -1.0
 
     def first_allocation(self) -> Allocation:

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..calibration import Statistics
 from ..checkpoints import Checkpoint
 from ..checkpoints.atomic import atomic_directory, check_output
-from ..errors import OccError
+from ..errors import OccError, said_of
 from .card import model_card
 from .compressor import Compressor
 from .maker import CalibrationTokens, Maker
@@ -76,15 +76,13 @@ def compress(
     known = contextlib.nullcontext(surveyed) if surveyed else survey(checkpoint, statistics, settings, track=track)
     with known as found:
         maker = Maker(checkpoint, Compressor(found, settings, track), settings, staging, tokens, track)
-        try:
+        with said_of(checkpoint.name):
             first = maker.first_allocation()
             step = search_step(settings.goal, first.step, maker.measure, slope=maker.slope)
             with atomic_directory(out, force=force, inputs=inputs) as directory:
                 sizes = maker.write(directory, step)
                 card = model_card(checkpoint.name, settings, sizes, text, finished=maker.finishes)
                 (directory / "README.md").write_text(card, encoding="utf-8")
-        except ValueError as error:
-            raise error if isinstance(error, OccError) else OccError(f"{checkpoint.name}: {error}") from error
     staging.remove()
     return Compressed(sizes=sizes, step=step, finished=maker.finishes, seconds=time.perf_counter() - started)
 

@@ -47,6 +47,11 @@ class MatrixPlan:
         """Rows and columns."""
         return self.step_rows.size, self.step_cols.size
 
+    @property
+    def num_weights(self) -> int:
+        """Entries of the matrix."""
+        return self.step_rows.size * self.step_cols.size
+
     def levels(self, step: float) -> Levels:
         """Levels as a file holds them, at the global constant ``step``."""
         moved = round(_LEVELS_PER_OCTAVE * float(np.log2(step)))
@@ -128,7 +133,7 @@ def solve_step(
         else:
             break
     else:
-        weights = sum(plan.shape[0] * plan.shape[1] for plan in plans)
+        weights = sum(plan.num_weights for plan in plans)
         raise ValueError(
             f"{target_bits / weights:.3f} bits per weight for the indices cannot be reached: beside the side "
             f"information the range is above 0 and up to {class_bits.max():.1f}"

@@ -88,7 +88,7 @@ class Staging:
         made = make([name for name in names if name not in found])
         for name, coded in made.items():
             write_container(self._file(step, name), {name: coded})
-        return {name: found[name] if name in found else made[name] for name in names}
+        return {**found, **made}
 
     def remove(self) -> None:
         """Forget everything."""

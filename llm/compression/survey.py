@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from ..calibration import Statistics
 from ..checkpoints import Checkpoint
-from ..errors import OccError
+from ..errors import said_of
 from ..parallel import in_pairs
 from .allocation import probe_rows
 from .factors import Factors
@@ -72,7 +72,7 @@ def survey(
         factors = Factors(Path(scratch), damping=settings.damping, feedback=settings.feedback)
         plans: dict[str, MatrixPlan] = {}
         probes: dict[str, np.ndarray] = {}
-        try:
+        with said_of(checkpoint.name):
             network = prepare_network(checkpoint.config, checkpoint.weights, statistics, settings)
             groups = _groups(network, factors)
             inputs = tuple(groups)
@@ -83,8 +83,6 @@ def survey(
             for _, found in in_pairs(look, track(inputs, "plan"), inputs):
                 plans |= {plan.name: plan for plan, _ in found}
                 probes |= {plan.name: rows for plan, rows in found}
-        except ValueError as error:
-            raise error if isinstance(error, OccError) else OccError(f"{checkpoint.name}: {error}") from error
         plans = {name: plans[name] for name in network.matrices}
         yield Survey(network=network, factors=factors, plans=plans, probes=probes, premises=_premises(settings))
 

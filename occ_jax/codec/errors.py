@@ -1,7 +1,9 @@
 """The one error that reading a compressed file may raise."""
 
+from occ_jax.errors import InputError
 
-class FormatError(ValueError):
+
+class FormatError(InputError):
     """A file or a coded tensor that cannot be read: one sentence with the place, the cause and what to do."""
 
 
