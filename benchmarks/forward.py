@@ -9,10 +9,12 @@ they suffer less from whatever else the machine does. The last line on standard 
 
 import dataclasses
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
 
+import jax
 import numpy as np
 import tyro
 from occ_llm.checkpoints import Checkpoint, load_checkpoint
@@ -77,9 +79,10 @@ def main(windows: int = 2, window: int = 2048, rounds: int = 3) -> None:
         window: tokens per window.
         rounds: evaluations of each; the first, which compiles, is not counted.
     """
+    jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)  # as `occ` does
     checkpoint = load_checkpoint("smollm2-135m-q4_1")
     rows = cut_windows(python_text("heldout"), checkpoint.tokenizer, window=window, max_windows=windows)
-    model = LanguageModel.from_weights(checkpoint.config, checkpoint.weights)
+    model = LanguageModel.from_weights(checkpoint.config, checkpoint.weights).on(tuple(jax.devices()))
     theirs = transformers_evaluation(checkpoint)
     runs = {"occ_jax": lambda: evaluate(model, rows).nll, "transformers": lambda: theirs(rows.tokens)}
     timings: dict[str, list[Timing]] = {name: [] for name in runs}

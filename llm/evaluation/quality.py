@@ -7,16 +7,20 @@ logits of both models exist only for a few hundred positions at a time.
 import dataclasses
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from occ_jax.quantization.row_parallel import Devices, over_rows
+
 from ..model import LanguageModel
 from .windows import Windows
 
-_POSITIONS = 256
+_COPIES_BYTES = 1 << 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,15 +71,21 @@ class Reference:
         """Output matrix of the reference."""
         return self.model.head
 
-    def hidden(self, tokens: Int[np.ndarray, " length"]) -> Float[Array, "length width"]:
-        """Final hidden states of one window."""
-        key = tokens.tobytes()
-        if key in self._states:
-            return jnp.asarray(self._states[key])
-        states = self.model.hidden_states(tokens[None])[0]
+    def hidden(
+        self, tokens: Int[np.ndarray, "windows length"], *, devices: Devices = None
+    ) -> Float[Array, "windows length width"]:
+        """Final hidden states of some windows."""
+        keys = [row.tobytes() for row in tokens]
+        if all(key in self._states for key in keys):
+            return jnp.asarray(np.stack([self._states[key] for key in keys]))
+        states = self.model.hidden_states(tokens, devices=devices)
         if self._keep:
-            self._states[key] = np.asarray(states)
+            self._states |= dict(zip(keys, np.asarray(states), strict=True))
         return states
+
+    def spread(self, devices: Devices) -> None:
+        """Keep a copy of the parameters on each of these devices from now on."""
+        self.model = self.model.on(devices)
 
 
 def evaluate(
@@ -91,27 +101,33 @@ def evaluate(
 
         D = \frac{1}{N} \sum_t \sum_v p_t(v) \log \frac{p_t(v)}{q_t(v)}
 
-    with :math:`p` the reference and :math:`q` the model, in float32.
+    with :math:`p` the reference and :math:`q` the model, in float32. Devices share the windows.
 
     Args:
         model: the candidate.
         windows: text to predict.
         reference: the uncompressed model, or ``None`` for perplexity alone.
-        progress: wraps the windows to show how far the work has come.
+        progress: wraps groups of windows to show how far the work has come.
     """
     started = time.perf_counter()
+    devices = _devices(model, len(windows.tokens))
+    model = model.on(devices)
+    if reference is not None:
+        reference.spread(devices)
+    groups = _groups(windows.tokens, 1 if devices is None else len(devices))
     nll, kl, agree = [], [], []
-    for tokens in progress(windows.tokens):
-        hidden = model.hidden_states(tokens[None])[0][:-1]
-        targets = jnp.asarray(tokens[1:])
+    for tokens in progress(groups):
+        hidden, targets = model.hidden_states(tokens, devices=devices)[:, :-1], jnp.asarray(tokens[:, 1:])
         if reference is None:
-            nll.append(np.asarray(token_nll(hidden, model.head, targets)))
+            nll.append(np.asarray(token_nll(hidden, model.head, targets, devices=devices)))
             continue
-        scores = compare_tokens(hidden, model.head, reference.hidden(tokens)[:-1], reference.head, targets)
+        states = reference.hidden(tokens, devices=devices)[:, :-1]
+        scores = compare_tokens(hidden, model.head, states, reference.head, targets, devices=devices)
         for rows, values in zip((nll, kl, agree), scores, strict=True):
             rows.append(np.asarray(values))
-    mean_nll = float(np.mean(nll, dtype=np.float64))
-    divergence = _divergence(np.asarray(kl), np.asarray(agree)) if reference is not None else (None,) * 4
+    measured = [np.concatenate(rows)[: len(windows.tokens)] for rows in (nll, kl, agree) if rows]
+    mean_nll = float(np.mean(measured[0], dtype=np.float64))
+    divergence = (None,) * 4 if reference is None else _divergence(*measured[1:])
     return Quality(
         perplexity=float(np.exp(mean_nll)),
         nll=mean_nll,
@@ -126,60 +142,91 @@ def evaluate(
     )
 
 
+def _groups(tokens: Int[np.ndarray, "windows length"], size: int) -> list[Int[np.ndarray, "group length"]]:
+    """Windows that are evaluated together; the last group is filled up, so that all have one shape."""
+    filled = np.concatenate([tokens, np.repeat(tokens[:1], -len(tokens) % size, axis=0)])
+    return list(filled.reshape(-1, size, tokens.shape[1]))
+
+
+def _devices(model: LanguageModel, num_windows: int) -> Devices:
+    """Devices that share the windows: all, unless the copies of the parameters would crowd the host's memory."""
+    devices = tuple(jax.devices()[:num_windows])
+    copies = (len(devices) - 1) * sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
+    crowded = jax.default_backend() == "cpu" and copies > _COPIES_BYTES
+    return None if crowded or len(devices) == 1 else devices
+
+
 def _divergence(kl: Float[np.ndarray, "windows tokens"], agree: np.ndarray) -> tuple[float, float, float, float]:
     samples = kl.mean(1, dtype=np.float64) if len(kl) > 1 else kl[0].astype(np.float64)
     error = samples.std(ddof=1) / np.sqrt(samples.size)
     return float(kl.mean(dtype=np.float64)), float(np.percentile(kl, 99)), float(error), float(agree.mean())
 
 
-@jax.jit
+@partial(jax.jit, static_argnames="devices")
 def token_nll(
-    hidden: Float[Array, "tokens width"], head: Float[Array, "vocab width"], targets: Int[Array, " tokens"]
-) -> Float[Array, " tokens"]:
+    hidden: Float[Array, "windows length width"],
+    head: Float[Array, "vocab width"],
+    targets: Int[Array, "windows length"],
+    *,
+    devices: Devices = None,
+) -> Float[Array, "windows length"]:
     """Negative log-likelihood of every target, nats; the logits of 256 positions exist at a time."""
 
-    def chunk(x: Array, target: Array) -> Array:
-        logits = _logits(x, head)
-        return jax.nn.logsumexp(logits, axis=-1) - _pick(logits, target)
+    def chunk(head: Array, x: Array, target: Array) -> Array:
+        logits = jnp.matmul(x, head.T, preferred_element_type=jnp.float32)
+        highest = logits.max(axis=1, keepdims=True)
+        # A product with ones is a faster sum than a reduction: it reads each exponential where it was computed.
+        total = jnp.exp(logits - highest) @ jnp.ones((head.shape[0], 1), logits.dtype)
+        return (highest + jnp.log(total) - jnp.take_along_axis(logits, target[:, None], axis=1))[:, 0]
 
-    return _in_chunks(chunk, hidden, targets)
+    return over_rows(partial(_in_chunks, chunk, 256), devices)((hidden, targets), head)
 
 
-@jax.jit
+@partial(jax.jit, static_argnames="devices")
 def compare_tokens(
-    hidden: Float[Array, "tokens width"],
+    hidden: Float[Array, "windows length width"],
     head: Float[Array, "vocab width"],
-    reference_hidden: Float[Array, "tokens reference_width"],
+    reference_hidden: Float[Array, "windows length reference_width"],
     reference_head: Float[Array, "vocab reference_width"],
-    targets: Int[Array, " tokens"],
-) -> tuple[Float[Array, " tokens"], Float[Array, " tokens"], Float[Array, " tokens"]]:
-    """Per token: negative log-likelihood and KL divergence (nats), and whether the first choices agree (0 or 1)."""
+    targets: Int[Array, "windows length"],
+    *,
+    devices: Devices = None,
+) -> tuple[Float[Array, "windows length"], Float[Array, "windows length"], Float[Array, "windows length"]]:
+    r"""Per token: negative log-likelihood and KL divergence (nats), and whether the first choices agree (0 or 1).
 
-    def chunk(x: Array, x_ref: Array, target: Array) -> tuple[Array, Array, Array]:
-        log_q, log_p = _log_probabilities(x, head), _log_probabilities(x_ref, reference_head)
-        kl = jnp.sum(jnp.exp(log_p) * (log_p - log_q), -1)
-        agree = jnp.argmax(log_p, -1) == jnp.argmax(log_q, -1)
-        return -_pick(log_q, target), kl, agree.astype(jnp.float32)
+    The logits of 128 positions exist at a time, side by side in memory, so that sums over the vocabulary run over all
+    of them at once.
 
-    return _in_chunks(chunk, hidden, reference_hidden, targets)
+    With logits :math:`a, b` less their maxima, :math:`Z = \sum_v e^{a_v}`, and :math:`Z'` likewise of :math:`b`,
+
+    .. math::
+
+        D = \frac{1}{Z} \sum_v e^{a_v} (a_v - b_v) - \log Z + \log Z'
+    """
+
+    def chunk(heads: tuple[Array, Array], x: Array, x_ref: Array, target: Array) -> tuple[Array, Array, Array]:
+        a, b = (
+            jnp.matmul(head, states.T, preferred_element_type=jnp.float32)
+            for head, states in ((heads[1], x_ref), (heads[0], x))
+        )
+        a, b = a - a.max(axis=0, keepdims=True), b - b.max(axis=0, keepdims=True)
+        p, log_b = jnp.exp(a), jnp.log(jnp.exp(b).sum(axis=0))
+        z = p.sum(axis=0)
+        kl = (p * (a - b)).sum(axis=0) / z - jnp.log(z) + log_b
+        agree = ((a == 0) & (b == 0)).any(axis=0)
+        return log_b - jnp.take_along_axis(b, target[None, :], axis=0)[0], kl, agree.astype(jnp.float32)
+
+    rows = (hidden, reference_hidden, targets)
+    return over_rows(partial(_in_chunks, chunk, 128), devices)(rows, (head, reference_head))
 
 
-def _log_probabilities(x: Array, head: Array) -> Array:
-    return jax.nn.log_softmax(_logits(x, head), axis=-1)
-
-
-def _logits(x: Array, head: Array) -> Array:
-    return jnp.matmul(x, head.T, preferred_element_type=jnp.float32)
-
-
-def _pick(scores: Array, targets: Array) -> Array:
-    return jnp.take_along_axis(scores, targets[:, None], axis=-1)[:, 0]
-
-
-def _in_chunks(f: Callable, *rows: Array):
-    """``f`` over chunks of the leading axis, the last one padded."""
-    count = rows[0].shape[0]
-    size = min(_POSITIONS, count)
-    padded = [jnp.pad(r, [(0, -count % size)] + [(0, 0)] * (r.ndim - 1)) for r in rows]
-    chunks = [r.reshape(-1, size, *r.shape[1:]) for r in padded]
-    return jax.tree.map(lambda out: out.reshape(-1)[:count], jax.lax.map(lambda c: f(*c), tuple(chunks)))
+def _in_chunks(f: Callable, positions: int, rows: tuple[Array, ...], shared: Any) -> Any:
+    """``f(shared, ...)`` over chunks of the positions of all windows, the last one padded."""
+    windows, length = rows[0].shape[:2]
+    count = windows * length
+    size = min(positions, count)
+    flat = [row.reshape(count, *row.shape[2:]) for row in rows]
+    padded = [jnp.pad(row, [(0, -count % size)] + [(0, 0)] * (row.ndim - 1)) for row in flat]
+    chunks = tuple(row.reshape(-1, size, *row.shape[1:]) for row in padded)
+    scores = jax.lax.map(lambda chunk: f(shared, *chunk), chunks)
+    return jax.tree.map(lambda out: out.reshape(-1)[:count].reshape(windows, length), scores)

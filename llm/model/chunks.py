@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
-TOKEN_CHUNK = 512
+TOKEN_CHUNK = 256
 """Tokens handled at once on a CPU: enough for efficient products, few enough that a layer's output stays in cache."""
 
 

@@ -1,14 +1,17 @@
 """A network together with its parameters."""
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from occ_jax._pytree import pytree_dataclass, static_field
+from occ_jax._pytree import pytree_dataclass, replace, static_field
+from occ_jax.quantization.row_parallel import ROWS, Devices, over_rows
 
 from ..config import ModelConfig
 from ..weights import Weights
@@ -55,9 +58,23 @@ class LanguageModel:
         """Output matrix; the embedding if the two are tied."""
         return pure.head(self.params)
 
-    def hidden_states(self, tokens: Int[Array | np.ndarray, "batch length"]) -> Float[Array, "batch length width"]:
-        """Residual stream after the last block and the final norm: what the head reads."""
-        return _hidden_states(self.graphdef, self.params, jnp.asarray(tokens))
+    def on(self, devices: Devices) -> "LanguageModel":
+        """The model with a copy of its parameters on each of these devices; without devices, where it is."""
+        if devices is None:
+            return self
+        everywhere = NamedSharding(Mesh(np.array(devices), (ROWS,)), PartitionSpec())
+        return replace(self, params=jax.device_put(self.params, everywhere))
+
+    def hidden_states(
+        self, tokens: Int[Array | np.ndarray, "batch length"], *, devices: Devices = None
+    ) -> Float[Array, "batch length width"]:
+        """Residual stream after the last block and the final norm: what the head reads.
+
+        Args:
+            tokens: input.
+            devices: that share the batch; :meth:`on` brings the parameters there once and for all.
+        """
+        return _hidden_states(self.graphdef, self.params, jnp.asarray(tokens), devices=devices)
 
     def logits(self, hidden: Float[Array, "... width"]) -> Float[Array, "... vocab"]:
         """Scores of the vocabulary for final hidden states."""
@@ -68,6 +85,10 @@ class LanguageModel:
         return _forward(self.graphdef, self.params, jnp.asarray(tokens))
 
 
-_hidden_states = jax.jit(pure.hidden_states, static_argnums=0)
+@partial(jax.jit, static_argnames=("graphdef", "devices"))
+def _hidden_states(graphdef: nnx.GraphDef[Llama], params: Params, tokens: Array, *, devices: Devices) -> Array:
+    return over_rows(lambda tokens, params: pure.hidden_states(graphdef, params, tokens), devices)(tokens, params)
+
+
 _logits = jax.jit(pure.logits)
 _forward = jax.jit(pure.forward, static_argnums=0)

@@ -8,6 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+ROWS = "rows"
+"""Name of the axis of devices."""
+
 Devices = tuple[jax.Device, ...] | None
 """Devices that share the rows; None for wherever the arrays are."""
 
@@ -21,8 +24,8 @@ def over_rows(function: Callable[[Any, Any], Any], devices: Devices) -> Callable
     """
     if devices is None or len(devices) == 1:
         return function
-    rows_axis, everywhere = PartitionSpec("rows"), PartitionSpec()
-    mesh = Mesh(np.array(devices), ("rows",))
+    rows_axis, everywhere = PartitionSpec(ROWS), PartitionSpec()
+    mesh = Mesh(np.array(devices), (ROWS,))
     split = jax.shard_map(function, mesh=mesh, in_specs=(rows_axis, everywhere), out_specs=rows_axis, check_vma=False)
 
     def run(rows, shared):

@@ -121,15 +121,20 @@ def _search_rows(t, classes, tables, lmbda, num_states):
 
 def _search_in_chunks(t, classes, tables, lmbda, num_states):
     num_rows, length = t.shape
-    chunk = min(num_rows, max(_CACHED_METRICS // num_states, 64))
-    t = jnp.pad(t, ((0, -num_rows % chunk), (0, 0)))
-    classes = jnp.pad(classes, ((0, -num_rows % chunk), (0, 0)))
+    # At least two: a loop that runs once is no loop to the compiler, and what goes into a loop has the rows last in
+    # memory. Otherwise it merges the transposition into every one of the table lookups, at four times their cost.
+    num_chunks = max(2, -(-num_rows // max(_CACHED_METRICS // num_states, 64)))
+    chunk = -(-num_rows // num_chunks)
+
+    def rows_last(x):
+        padded = jnp.pad(x, ((0, num_chunks * chunk - num_rows), (0, 0)))
+        return padded.reshape(num_chunks, chunk, length).transpose(0, 2, 1)
 
     def one(rows):
-        return _search_rows(rows[0].T, rows[1].T, tables, lmbda, num_states).T
+        return _search_rows(*rows, tables, lmbda, num_states)
 
-    q = lax.map(one, (t.reshape(-1, chunk, length), classes.reshape(-1, chunk, length)))
-    return q.reshape(-1, length)[:num_rows]
+    q = lax.map(one, (rows_last(t), rows_last(classes)))
+    return q.transpose(0, 2, 1).reshape(-1, length)[:num_rows]
 
 
 @partial(jax.jit, static_argnames=("num_states", "devices"))

@@ -61,9 +61,19 @@ def test_without_a_reference_only_the_likelihood_is_measured(toy, model):
 def test_a_reference_remembers_its_states(toy, model):
     reference = Reference(model)
     tokens = np.arange(40, dtype=np.int32)
-    first = reference.hidden(tokens)
-    np.testing.assert_array_equal(reference.hidden(tokens.copy()), first)
-    np.testing.assert_array_equal(first, model.hidden_states(tokens[None])[0])
+    first = reference.hidden(tokens[None])
+    np.testing.assert_array_equal(reference.hidden(tokens[None].copy()), first)
+    np.testing.assert_array_equal(first, model.hidden_states(tokens[None]))
+
+
+def test_devices_share_the_windows(toy, model, other, monkeypatch):
+    windows = cut_windows("many hands make light work. " * 30, toy.tokenizer, window=90, max_windows=5)
+    shared = evaluate(other, windows, reference=Reference(model))
+    alone = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda: alone)
+    single = evaluate(other, windows, reference=Reference(model))
+    for name in ("nll", "kl_mean", "kl_p99", "kl_se", "top1_agreement"):
+        assert getattr(shared, name) == pytest.approx(getattr(single, name), rel=1e-5)
 
 
 def test_one_window_has_an_error_over_tokens(toy, model, other):

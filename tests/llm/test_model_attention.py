@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from occ_llm.model import attention
-from occ_llm.model.attention import cached_attention, causal_attention, softmax_product, visible
+from occ_llm.model.attention import cached_attention, causal_attention, softmax_product, visible, with_ones
 
 
 def reference(q, k, v, window=None):
@@ -66,7 +66,8 @@ def test_a_reach_reads_no_key_that_is_out_of_it():
 def test_the_accelerator_variant_computes_the_same():
     """The variant for accelerators is all heads of the CPU's under ``vmap``."""
     queries, keys, values = random_heads(3, 50, 1, 2, 4)
-    one = lambda q, k, v: attention._attend_one_head(q, k, v, window=None, reach=None)  # noqa: E731
+    past = attention._past(50, 2, jnp.float32)
+    one = lambda q, k, v: attention._attend_one_head(q, k, with_ones(v), past=past, window=None, reach=None)  # noqa: E731
     arguments = as_float32(queries[:, :, 0] / 2, keys[:, :, 0].transpose(0, 2, 1), values[:, :, 0])
     expected = reference(queries, keys, values)[:, :, 0]
     np.testing.assert_allclose(jax.vmap(one)(*arguments), expected, atol=2e-6)
@@ -84,7 +85,7 @@ def test_softmax_product_ignores_a_shift_and_masked_keys(shift):
     scores, values = rng.standard_normal((3, 5)), rng.standard_normal((5, 2))
     weights = np.exp(scores[:, :4]) / np.exp(scores[:, :4]).sum(-1, keepdims=True)
     masked = jnp.asarray(scores + shift, jnp.float32).at[:, 4].set(-jnp.inf)
-    got = softmax_product(masked, jnp.asarray(values, jnp.float32))
+    got = softmax_product(masked, with_ones(jnp.asarray(values, jnp.float32)))
     np.testing.assert_allclose(got, weights @ values[:4], atol=2e-3 if shift else 1e-6)
 
 
