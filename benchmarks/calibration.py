@@ -37,23 +37,28 @@ def product_flops_per_s(size: int = 2048, repeats: int = 5) -> float:
     return 2 * size**3 / min(seconds)
 
 
-def operations(config: ModelConfig, windows: int, length: int) -> dict[str, float]:
+def operations(config: ModelConfig, windows: int, length: int, fisher_windows: int) -> dict[str, float]:
     """Floating-point operations of each part; causal attention counts the half that is needed."""
-    tokens = windows * length
+    tokens, back = windows * length, min(windows, fisher_windows) * length
     linear = sum(np.prod(shape) for name, shape in tensor_shapes(config).items() if is_linear(name))
     head = config.vocab_size * config.hidden_size
     attention = config.num_layers * config.num_heads * config.head_dim * length  # 2 products over half the positions
     squares = sum(d[0] * d[1] for name, d in statistic_shapes(config).items() if len(d) == 2)
     return {
-        "forward": 2.0 * tokens * (linear + attention + head),
-        "recompute": 2.0 * tokens * (linear + attention),
-        "backward": 2.0 * tokens * (linear + 2 * attention + head),
+        "forward": 2.0 * tokens * (linear + attention),
+        "recompute": 2.0 * back * (linear + attention + head),
+        "backward": 2.0 * back * (linear + 2 * attention + head),
         "second_moments": 1.0 * tokens * squares,  # a symmetric product needs half the operations
     }
 
 
 def main(
-    model: str = "smollm2-135m-q4_1", text: Path | None = None, windows: int = 32, length: int = 1024, seed: int = 0
+    model: str = "smollm2-135m-q4_1",
+    text: Path | None = None,
+    windows: int = 32,
+    length: int = 1024,
+    fisher_windows: int = 8,
+    seed: int = 0,
 ) -> None:
     """Print the table and the JSON line.
 
@@ -62,6 +67,7 @@ def main(
         text: calibration text; by default the documentation that every Python carries.
         windows: how many windows to take from it.
         length: tokens in a window.
+        fisher_windows: windows that go back, for the output Fisher.
         seed: of the labels.
     """
     checkpoint = load_checkpoint(model)
@@ -79,15 +85,24 @@ def main(
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "statistics.safetensors"
-        calibrate(checkpoint.config, checkpoint.weights, tokens, key=jax.random.key(seed), path=path, progress=timed)
+        calibrate(
+            checkpoint.config,
+            checkpoint.weights,
+            tokens,
+            key=jax.random.key(seed),
+            path=path,
+            fisher_windows=fisher_windows,
+            progress=timed,
+        )
         seconds, file_bytes = time.perf_counter() - start, path.stat().st_size
     rate = max(rate, product_flops_per_s())
     depth = checkpoint.config.num_layers
-    flops = operations(checkpoint.config, *tokens.shape)
+    flops = operations(checkpoint.config, *tokens.shape, fisher_windows)
     row = {
         "model": checkpoint.name,
         "windows": tokens.shape[0],
         "length": tokens.shape[1],
+        "fisher_windows": min(fisher_windows, tokens.shape[0]),
         "seconds": seconds,
         "forward_seconds": sum(stages[:depth]),
         "head_seconds": stages[depth],

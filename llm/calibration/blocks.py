@@ -55,7 +55,7 @@ def differentiate(
         config: architecture.
         window: attention window of the block.
         params: its weights, norms folded.
-        sums: second moments of the inputs and Fisher of the outputs so far.
+        sums: Fisher of the outputs so far.
         x: its input.
         gradient: of the loss at its output.
 
@@ -63,9 +63,9 @@ def differentiate(
         The sums with this batch added, and the gradient at ``x``.
     """
     zeros = {name: jnp.zeros((*x.shape[:-1], d), x.dtype) for name, d in output_sizes(config).items()}
-    _, pullback, taps = jax.vjp(lambda x, probes: _run(config, window, params, x, probes), x, zeros, has_aux=True)
+    _, pullback = jax.vjp(lambda x, probes: _run(config, window, params, x, probes)[0], x, zeros)
     dx, dy = pullback(gradient)
-    terms = _moments(taps)
+    terms = {}
     for projection, (linear, rows) in projection_rows(config).items():
         kind = projection.rpartition(".")[2].removesuffix("_proj")
         g = dy[linear][..., rows]
@@ -94,7 +94,7 @@ def differentiate_head(
         config: architecture.
         norm: parameters of the final norm.
         head: output matrix (the embedding, when tied).
-        sums: second moment of the head's inputs and Fisher of the logits so far.
+        sums: Fisher of the logits so far.
         x: output of the last block.
         bits: randomness of the labels.
 
@@ -103,8 +103,7 @@ def differentiate_head(
     """
     hidden, pullback = jax.vjp(lambda x: final_norm(config, norm, x), x)
     result = head_gradient(hidden.reshape(-1, hidden.shape[-1]), head, bits.reshape(-1))
-    terms = {"hessian": gram(hidden), "fisher": result.logit_fisher}
-    return {name: sums[name].add(term) for name, term in terms.items()}, pullback(result.hidden.reshape(x.shape))[0]
+    return {"fisher": sums["fisher"].add(result.logit_fisher)}, pullback(result.hidden.reshape(x.shape))[0]
 
 
 @functools.partial(jax.jit, donate_argnames="sums")

@@ -28,6 +28,7 @@ def load_or_calibrate(
     path: Path | None = None,
     cache_dir: Path | None = None,
     fisher: bool = True,
+    fisher_windows: int | None = None,
     batch_tokens: int = BATCH_TOKENS,
     dtype: Any = np.float32,
     progress: Progress = lambda steps: steps,
@@ -35,7 +36,7 @@ def load_or_calibrate(
     """The statistics of a network on some text: from a file that fits, or collected now and kept for the next time.
 
     Args:
-        config, weights, windows, key, fisher, batch_tokens, dtype, progress: as for
+        config, weights, windows, key, fisher, fisher_windows, batch_tokens, dtype, progress: as for
             :func:`~occ_llm.calibration.calibrate`.
         path: a statistics file of the user. It is read if it exists, and must fit; it is written if it does not.
         cache_dir: where files named by their fingerprint are kept, if there is no ``path``; by default
@@ -44,7 +45,8 @@ def load_or_calibrate(
     Raises:
         OccError: ``path`` holds statistics of another model, another text or other settings, or is damaged.
     """
-    found = fingerprint(config, fold_norms(config, weights), windows, key=key, fisher=fisher, dtype=dtype)
+    folded = fold_norms(config, weights)
+    found = fingerprint(config, folded, windows, key=key, fisher=fisher, fisher_windows=fisher_windows, dtype=dtype)
     file = path or (cache_dir or cache_directory() / "calibration") / f"{found.digest[:32]}.safetensors"
     if file.exists():
         try:
@@ -62,6 +64,7 @@ def load_or_calibrate(
         key=key,
         path=file,
         fisher=fisher,
+        fisher_windows=fisher_windows,
         batch_tokens=batch_tokens,
         dtype=dtype,
         force=path is None,

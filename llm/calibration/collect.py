@@ -26,6 +26,7 @@ def calibrate(
     key: jax.Array,
     path: Path | None = None,
     fisher: bool = True,
+    fisher_windows: int | None = None,
     batch_tokens: int = BATCH_TOKENS,
     dtype: Any = np.float32,
     force: bool = False,
@@ -44,6 +45,8 @@ def calibrate(
         path: write the statistics to this file as they are finished and read them lazily from there; ``None`` keeps
             them in memory.
         fisher: collect the output Fisher too. Without it there is no way back, which is three times faster.
+        fisher_windows: windows that the output Fisher is collected on, spread over the others; ``None`` = all. The
+            diagonal needs far fewer tokens than a second moment, and each costs twice as much.
         batch_tokens: tokens that go through a block at a time (at least one window does).
         dtype: of all computations and sums.
         force: replace the file at ``path``.
@@ -57,8 +60,10 @@ def calibrate(
         section 2 (the true Fisher, with labels from the model) and 3.
     """
     check_windows(config, windows)
+    if fisher_windows is not None and fisher_windows < 1:
+        raise OccError(f"the output Fisher needs at least one window, not {fisher_windows}: give more, or fisher=False")
     network = fold_norms(config, weights)
-    print_ = fingerprint(config, network, windows, key=key, fisher=fisher, dtype=dtype)
+    print_ = fingerprint(config, network, windows, key=key, fisher=fisher, fisher_windows=fisher_windows, dtype=dtype)
     about: dict[str, Any] = {"config": config, "num_tokens": int(windows.size), "fingerprint": print_}
     tensors: dict[str, np.ndarray] = {}
     with contextlib.ExitStack() as stack:
@@ -67,7 +72,16 @@ def calibrate(
             write = stack.enter_context(
                 statistics_writer(path, **about, fisher=fisher, dtype=np.dtype(dtype), force=force)
             )
-        sweep = Sweep(config, network, windows, write, key=key, batch_tokens=batch_tokens, dtype=dtype)
+        sweep = Sweep(
+            config,
+            network,
+            windows,
+            write,
+            key=key,
+            fisher_windows=fisher_windows,
+            batch_tokens=batch_tokens,
+            dtype=dtype,
+        )
         (sweep.there_and_back if fisher else sweep.there)(progress)
     return Statistics(**about, tensors=tensors) if path is None else load_statistics(path)
 

@@ -75,12 +75,12 @@ def text_digest(windows: Int[np.ndarray, "windows length"]) -> str:
     return hashlib.sha256(f"{tokens.shape}".encode() + tokens.tobytes()).hexdigest()
 
 
-def settings_digest(*, key: jax.Array, fisher: bool, dtype: Any) -> str:
+def settings_digest(*, key: jax.Array, fisher: bool, dtype: Any, fisher_windows: int | None = None) -> str:
     """SHA-256 over the settings that change the result, the version of the procedure included."""
     settings = {
         "version": 1,
         "key": np.asarray(jax.random.key_data(key)).tolist() if fisher else None,
-        "fisher": fisher,
+        "fisher": fisher if fisher_windows is None or not fisher else fisher_windows,
         "dtype": np.dtype(dtype).name,
     }
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
@@ -93,11 +93,13 @@ def fingerprint(
     *,
     key: jax.Array,
     fisher: bool = True,
+    fisher_windows: int | None = None,
     dtype: Any = np.float32,
 ) -> Fingerprint:
     """Fingerprint of the statistics that :func:`occ_llm.calibration.calibrate` would collect from these arguments."""
+    some = None if fisher_windows is None or fisher_windows >= len(windows) else fisher_windows
     return Fingerprint(
         model=model_digest(config, weights),
         text=text_digest(windows),
-        settings=settings_digest(key=key, fisher=fisher, dtype=dtype),
+        settings=settings_digest(key=key, fisher=fisher, fisher_windows=some, dtype=dtype),
     )

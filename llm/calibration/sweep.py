@@ -1,9 +1,10 @@
 r"""One way forward and one way back through the network, layer by layer.
 
-Forward, the windows go through one block after the other and the input of every block is put aside
-(:class:`~occ_llm.calibration.spool.Spool`). At the end labels are drawn from the model's predictions. On the way back
-every block is computed once more from its input, its statistics are finished, and they leave memory: at any time one
-block's weights, one block's statistics and a few arrays of the size of the text's residual stream are held.
+Forward, the windows go through one block after the other; the second moments of its inputs are finished and leave
+memory. The input of every block is put aside (:class:`~occ_llm.calibration.spool.Spool`) for the windows that also go
+back: at the end labels are drawn from the model's predictions, and on the way back every block is computed once more
+from its input. At any time one block's weights, one block's statistics and a few arrays of the size of the text's
+residual stream are held.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,6 +26,7 @@ from .head import label_bits
 from .moments import CompensatedSum
 from .spool import Spool
 from .statistics import HEAD_HESSIAN, INPUTS, TOKEN_COUNTS, fisher_name, hessian_name, statistic_shapes
+from .text import spread
 
 Progress = Callable[[Iterable], Iterable]
 """Wraps an iterable (with a length) and shows how far it has come."""
@@ -46,6 +48,7 @@ class Sweep:
         windows: tokens.
         write: receives every statistic once, when it is finished.
         key: seed of the labels.
+        fisher_windows: windows, spread over the others, that go back; ``None`` = all.
         batch_tokens: tokens that go through a block at a time (at least one window does).
         dtype: of all computations and sums.
     """
@@ -58,13 +61,21 @@ class Sweep:
         write: Write,
         *,
         key: jax.Array,
+        fisher_windows: int | None = None,
         batch_tokens: int = BATCH_TOKENS,
         dtype: Any = np.float32,
     ):
-        self._config, self._weights, self._windows, self._key = config, weights, windows, key
+        self._config, self._weights, self._key = config, weights, key
         self._dtype = np.dtype(dtype)
         self._shapes = statistic_shapes(config)
-        self._batches = list(batches_of(windows, batch_tokens))
+        going_back = spread(len(windows), len(windows) if fisher_windows is None else fisher_windows)
+        back, rest = windows[going_back], np.delete(windows, going_back, axis=0)
+        self._windows = np.concatenate([back, rest])
+        self._back_size = back.size
+        self._batches = list(batches_of(back, batch_tokens))
+        self._num_back = len(self._batches)
+        if len(rest):
+            self._batches += [slice(b.start + len(back), b.stop + len(back)) for b in batches_of(rest, batch_tokens)]
         self._stream: list[Residual] = []
         self._write_finished = write
 
@@ -72,13 +83,7 @@ class Sweep:
         """Forward only: second moments of all inputs, and the counts of the tokens."""
         self._embed()
         for layer in progress(range(self._config.num_layers)):
-            names = {tap: hessian_name(layer, tap) for tap in INPUTS}
-            sums = self._sums(names)
-            params, window = self._block(layer)
-            for i, x in enumerate(self._stream):
-                sums, self._stream[i] = blocks.observe(self._config, window, params, sums, x)
-            self._write(sums, names)
-        self._require_finite(self._config.num_layers - 1)
+            self._forward(layer)
         names = {"hessian": HEAD_HESSIAN}
         sums, norm = self._sums(names), {"gain": self._tensor(FINAL_NORM)}
         for x in self._stream:
@@ -101,7 +106,7 @@ class Sweep:
         sums = self._sums(names)
         for gradient in self._stream:
             sums = blocks.observe_embedding(sums, gradient)
-        self._write(sums, names)
+        self._write(sums, names, self._back_size)
 
     def _embed(self) -> None:
         counts = np.bincount(self._windows.ravel(), minlength=self._config.vocab_size)
@@ -109,35 +114,42 @@ class Sweep:
         embedding = self._weights[EMBEDDING]
         self._stream = [jnp.asarray(embedding[self._windows[rows]], self._dtype) for rows in self._batches]
 
-    def _forward(self, layer: int, spool: Spool) -> None:
-        """Put the input of a block aside and go through it."""
+    def _forward(self, layer: int, spool: Spool | None = None) -> None:
+        """Observe a block and go through it, putting aside the inputs that are needed on the way back."""
+        names = {tap: hessian_name(layer, tap) for tap in INPUTS}
+        sums = self._sums(names)
         params, window = self._block(layer)
         for i, x in enumerate(self._stream):
-            spool.push(np.asarray(x))
-            self._stream[i] = blocks.advance(self._config, window, params, x)
+            if spool is not None and i < self._num_back:
+                spool.push(np.asarray(x))
+            sums, self._stream[i] = blocks.observe(self._config, window, params, sums, x)
         self._require_finite(layer)
+        self._write(sums, names)
 
     def _turn(self) -> None:
         """From the output of the last block to its gradient."""
         config = self._config
         head = self._tensor(EMBEDDING if config.tie_word_embeddings else HEAD)
-        names = {"hessian": HEAD_HESSIAN, "fisher": fisher_name(HEAD)}
-        sums, norm = self._sums(names), {"gain": self._tensor(FINAL_NORM)}
+        names, fisher = {"hessian": HEAD_HESSIAN}, {"fisher": fisher_name(HEAD)}
+        sums, back_sums, norm = self._sums(names), self._sums(fisher), {"gain": self._tensor(FINAL_NORM)}
         for i, (x, rows) in enumerate(zip(self._stream, self._batches, strict=True)):
-            bits = label_bits(self._key, rows.start, count=x.shape[0], length=x.shape[1])
-            sums, self._stream[i] = blocks.differentiate_head(config, norm, head, sums, x, bits)
+            sums = blocks.observe_head(config, norm, sums, x)
+            if i < self._num_back:
+                bits = label_bits(self._key, rows.start, count=x.shape[0], length=x.shape[1])
+                back_sums, self._stream[i] = blocks.differentiate_head(config, norm, head, back_sums, x, bits)
+        self._stream = self._stream[: self._num_back]
         self._write(sums, names)
+        self._write(back_sums, fisher, self._back_size)
 
     def _back(self, layer: int, spool: Spool) -> None:
-        """From the gradient at the output of a block to the one at its input, finishing the block's statistics."""
-        names = {tap: hessian_name(layer, tap) for tap in INPUTS}
-        names |= {kind: fisher_name(linear_name(layer, kind)) for kind in LINEAR_KINDS}
+        """From the gradient at the output of a block to the one at its input, finishing the block's Fisher."""
+        names = {kind: fisher_name(linear_name(layer, kind)) for kind in LINEAR_KINDS}
         sums = self._sums(names)
         params, window = self._block(layer)
-        for i in reversed(range(len(self._stream))):
+        for i in reversed(range(self._num_back)):
             x = jnp.asarray(spool.pop())
             sums, self._stream[i] = blocks.differentiate(self._config, window, params, sums, x, self._stream[i])
-        self._write(sums, names)
+        self._write(sums, names, self._back_size)
 
     def _block(self, layer: int) -> tuple[dict[str, Any], blocks.Window]:
         windows = layer_windows(self._config, self._windows.shape[1])
@@ -150,9 +162,9 @@ class Sweep:
     def _sums(self, names: Mapping[str, str]) -> Sums:
         return blocks.empty_sums({short: self._shapes[name] for short, name in names.items()}, self._dtype)
 
-    def _write(self, sums: Sums, names: Mapping[str, str]) -> None:
+    def _write(self, sums: Sums, names: Mapping[str, str], count: int | None = None) -> None:
         for short, name in names.items():
-            self._write_finished(name, finished(sums[short], self._windows.size, name))
+            self._write_finished(name, finished(sums[short], count or self._windows.size, name))
 
     def _require_finite(self, layer: int) -> None:
         if not all(bool(jnp.isfinite(x).all()) for x in self._stream):

@@ -61,6 +61,8 @@ class BenchCommand:
     """Windows to calibrate on."""
     calibration_window: int = 1024
     """Tokens per calibration window."""
+    fisher_windows: int = 8
+    """Calibration windows on which the sensitivity of the outputs is measured, which takes twice as long a window."""
     keep: bool = False
     """Leave the compressed models in OUT/files."""
     distances: bool = False
@@ -133,6 +135,7 @@ class BenchCommand:
             checkpoint.weights,
             tokens.calibration,
             key=jax.random.key(0),
+            fisher_windows=self.fisher_windows,
             progress=lambda steps: terminal.track(steps, "calibrate"),
         )
 

@@ -35,7 +35,8 @@ class CalibrationText:
     """Windows of text to read; more is better and slower."""
     calibration_window: int = 1024
     """Tokens per window."""
-
+    fisher_windows: int = 8
+    """Windows of these on which the sensitivity of the outputs is measured, which takes twice as long a window."""
     finish_windows: int = 32
     """Windows of text on which row scales and gains are tuned, below 3 bits."""
 
@@ -86,6 +87,7 @@ class CalibrationText:
             tokens.calibration,
             key=jax.random.key(seed),
             path=path,
+            fisher_windows=self.fisher_windows,
             progress=lambda steps: terminal.track(steps, "calibrate"),
         )
 

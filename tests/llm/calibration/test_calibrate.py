@@ -87,6 +87,19 @@ def test_second_moments_alone_are_those_of_the_full_calibration(config, calibrat
     assert_same(forward, {name: a for name, a in statistics.tensors.items() if "fisher" not in name}, 1e-6)
 
 
+def test_some_windows_go_back_and_all_are_observed(config, naive):
+    weights, windows = naive.weights(config, 0), naive.windows(config, 5, 9)
+    everything = calibrate(config, weights, windows, key=KEY)
+    some = calibrate(config, weights, windows, key=KEY, fisher_windows=2, batch_tokens=18)
+    alone = calibrate(config, weights, windows[[0, 2]], key=KEY)
+    expected = {n: (alone if "fisher" in n else everything).tensors[n] for n in everything.tensors}
+    assert_same(some, expected, 2e-6)
+    assert some.fingerprint != everything.fingerprint
+    assert calibrate(config, weights, windows, key=KEY, fisher_windows=9).fingerprint == everything.fingerprint
+    with pytest.raises(OccError, match="at least one window"):
+        calibrate(config, weights, windows, key=KEY, fisher_windows=0)
+
+
 def test_another_key_draws_other_labels(config, calibrated):
     weights, windows, statistics = calibrated
     other = calibrate(config, weights, windows, key=jax.random.key(4))
