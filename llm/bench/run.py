@@ -111,7 +111,12 @@ class Bench:
         """Of the original on the same windows."""
         key = f"original {' '.join(self.circumstances)}"
         if (found := self.records.get(key)) is None:
-            original = evaluate(self._reference.model, self._windows, progress=lambda r: self._track(r, "original"))
+            original = evaluate(
+                self._reference.model,
+                self._windows,
+                reference=self._reference,
+                progress=lambda rows: self._track(rows, "original"),
+            )
             self.records.add(key, {"perplexity": original.perplexity})
             return original.perplexity
         return found["perplexity"]

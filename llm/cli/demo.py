@@ -50,18 +50,20 @@ class Demo:
         checkpoint = _open(self.model, terminal)
         window = self.window or min(2048, checkpoint.config.max_position)
         windows = cut_windows(python_text("heldout"), checkpoint.tokenizer, window=window, max_windows=self.max_windows)
-        calibration = CalibrationText(calibration_window=min(1024, window))
+        calibration = CalibrationText(calibration_window=min(1024, window), fisher_windows=4)
         tokens = calibration.tokens(checkpoint)
         statistics = calibration.statistics(checkpoint, terminal, tokens, seed=0)
         reference = Reference(LanguageModel.from_weights(checkpoint.config, checkpoint.weights))
-        original = evaluate(reference.model, windows, progress=lambda rows: terminal.track(rows, "original"))
+        original = evaluate(
+            reference.model, windows, reference=reference, progress=lambda rows: terminal.track(rows, "original")
+        )
         rows = []
         for coordinates in COORDINATES:
             track = functools.partial(_labelled, terminal, coordinates)
-            with survey(checkpoint, statistics, Settings(bits=1.0, coordinates=coordinates), track=track) as surveyed:
+            with survey(checkpoint, statistics, _settings(1.0, coordinates), track=track) as surveyed:
                 for bits in RATES:
                     place = self.out / f"{coordinates}-{bits:g}"
-                    settings = Settings(bits=bits, coordinates=coordinates)
+                    settings = _settings(bits, coordinates)
                     track = functools.partial(_labelled, terminal, f"{coordinates} {bits:g} bits")
                     made = compress(
                         checkpoint,
@@ -120,6 +122,11 @@ def _open(source: str | None, terminal: Terminal) -> Checkpoint:
     except OccError as error:
         terminal.note(f"{error} Going on with the bundled model {OFFLINE_MODEL!r} instead.")
         return load_checkpoint(OFFLINE_MODEL)
+
+
+def _settings(bits: float, coordinates: CoordinateName) -> Settings:
+    """Scalar quantization, whose files are made in half the time of the trellis."""
+    return Settings(bits=bits, coordinates=coordinates, states=1)
 
 
 def _labelled(terminal: Terminal, label: str, rows: Iterable, step: str) -> Iterable:

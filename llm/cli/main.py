@@ -2,8 +2,10 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib.metadata import entry_points
+from pathlib import Path
 
 import jax
 import tyro
@@ -47,10 +49,20 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "compiled"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
-        jax.config.update("jax_compilation_cache_max_size", COMPILED_BYTES)
+        _keep_compiled(cache_directory() / "compiled")
     sys.exit(run(args))
+
+
+def _keep_compiled(directory: Path) -> None:
+    """Keep compiled functions in a directory of limited size; it is only ever a matter of time if that fails."""
+    for entry in directory.glob("*-cache"):
+        # Left without its time of use by a process that was killed; JAX could not write another one beside it.
+        if not entry.with_name(entry.name.removesuffix("-cache") + "-atime").exists():
+            entry.unlink(missing_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    jax.config.update("jax_compilation_cache_max_size", COMPILED_BYTES)
+    warnings.filterwarnings("ignore", message="Error (writing|reading) persistent compilation cache entry")
 
 
 def run(args: Sequence[str] | None = None) -> int:

@@ -28,8 +28,8 @@ class Settings:
     """The global quantization step itself (in units in which every error costs the same): smaller is finer."""
     coordinates: CoordinateName = "identity"
     """Basis of the residual stream, fused into the network."""
-    states: int = 1
-    """States of the trellis; 1 is scalar quantization. More are slower and better."""
+    states: int = 8
+    """States of the trellis; 1 is scalar quantization. More are slower and better: 8 take twice the time of 1."""
     feedback: bool = True
     """Let later weights make up for the rounding errors of earlier ones (GPTQ, LDLQ)."""
     damping: float = 0.01

@@ -106,22 +106,25 @@ def evaluate(
     Args:
         model: the candidate.
         windows: text to predict.
-        reference: the uncompressed model, or ``None`` for perplexity alone.
+        reference: the uncompressed model, or ``None`` for perplexity alone. Its own model may be evaluated too: what it
+            remembers is not computed again.
         progress: wraps groups of windows to show how far the work has come.
     """
     started = time.perf_counter()
     devices = _devices(model, len(windows.tokens))
-    model = model.on(devices)
+    is_reference = reference is not None and model is reference.model
     if reference is not None:
         reference.spread(devices)
+    model = reference.model if is_reference else model.on(devices)
     groups = _groups(windows.tokens, 1 if devices is None else len(devices))
     nll, kl, agree = [], [], []
     for tokens in progress(groups):
-        hidden, targets = model.hidden_states(tokens, devices=devices)[:, :-1], jnp.asarray(tokens[:, 1:])
+        source = reference.hidden if is_reference else model.hidden_states
+        hidden, targets = source(tokens, devices=devices)[:, :-1], jnp.asarray(tokens[:, 1:])
         if reference is None:
             nll.append(np.asarray(token_nll(hidden, model.head, targets, devices=devices)))
             continue
-        states = reference.hidden(tokens, devices=devices)[:, :-1]
+        states = hidden if is_reference else reference.hidden(tokens, devices=devices)[:, :-1]
         scores = compare_tokens(hidden, model.head, states, reference.head, targets, devices=devices)
         for rows, values in zip((nll, kl, agree), scores, strict=True):
             rows.append(np.asarray(values))
