@@ -74,11 +74,6 @@ class Trial:
         self._tokens = tokens
         self._reference = Reference(LanguageModel.from_weights(subject.config, subject.weights))
 
-    @property
-    def num_predictions(self) -> int:
-        """Tokens that are predicted in one trial."""
-        return self._tokens.shape[0] * (self._tokens.shape[1] - 1)
-
     def changed_by(self, change: Change) -> LanguageModel:
         """The network with every matrix that is looked at replaced."""
         return self.changed_by_each(lambda name, w: (change(name, w),))[0]

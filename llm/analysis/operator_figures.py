@@ -128,10 +128,10 @@ def depths_figure(a: Analysis) -> Figure:
     """Skill of a smooth function of the depth."""
     sheet = Sheet("depth")
     for field, title in (("entries", "entries"), ("scales", "log scales of the channels")):
-        with sheet.panel(f"prediction of the {title}", "kind of layer", "skill (% beyond the mean)") as axes:
+        with sheet.panel(f"prediction of the {title}", "kind of layer", "skill (1: exact, 0: the mean)") as axes:
             for index, suffix in enumerate(("", "_shuffled")):
                 values = [getattr(d, field + suffix) for d in a.depths]
-                heights = [0.0 if value is None else 100 * value for value in values]
+                heights = [0.0 if value is None else value for value in values]
                 x = np.arange(len(a.depths)) + 0.4 * index - 0.2
                 label = ("order of the depth", "random order")[index]
                 axes.bar(x, heights, 0.38, label=label, color=style(index)["color"])

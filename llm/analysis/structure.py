@@ -26,8 +26,8 @@ from occ_jax.metrics import entropy_rank
 from ..roles import READS_RESIDUAL, kind_of, layer_of, linear_name
 from .subject import Subject
 
-DEGREE = 3
-"""Degree of the polynomial in the depth; lower for networks of few layers."""
+DEGREE, LAYERS_PER_DEGREE = 3, 4
+"""Degree of the polynomial in the depth, and how many layers each degree takes: lower for networks of few layers."""
 
 FEWEST_LAYERS = 4
 """Networks with fewer layers say nothing about a function of the depth."""
@@ -225,7 +225,7 @@ def smooth_skill(
     n = len(layers)
     if n < FEWEST_LAYERS:
         return None, None, None
-    depth = np.polynomial.legendre.legvander(_to_unit(layers), min(DEGREE, n - 3))
+    depth = np.polynomial.legendre.legvander(_to_unit(layers), min(DEGREE, n // LAYERS_PER_DEGREE))
     smooth, mean = _left_out(depth), _left_out(np.ones((n, 1)))
 
     def skill(k: np.ndarray) -> float:

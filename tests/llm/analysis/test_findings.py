@@ -33,9 +33,9 @@ def test_norms(analysis):
     assert not norms_are_kept(broken).holds
 
 
-@pytest.mark.parametrize(("left", "holds"), [(0.1, True), (0.9, False)])
-def test_outliers(analysis, left, holds):
-    planted = changed(analysis, "outliers", lambda o: dataclasses.replace(o, survivors=left))
+@pytest.mark.parametrize(("left", "threshold", "holds"), [(0.1, 6.0, True), (0.9, 6.0, False), (0.1, 3.3, None)])
+def test_outliers(analysis, left, threshold, holds):
+    planted = changed(analysis, "outliers", lambda o: dataclasses.replace(o, survivors=left, threshold_rms=threshold))
     finding = outliers_vanish(planted)
     assert finding.holds is holds
     assert f"hadamard {left:.0%}" in finding.evidence

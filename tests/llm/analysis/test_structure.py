@@ -1,8 +1,10 @@
 """Structure: planted structure is found, and the controls have none."""
 
+import dataclasses
+
 import numpy as np
 import pytest
-from occ_llm.analysis.structure import principal_cosines, smooth_skill
+from occ_llm.analysis.structure import measure_structure, principal_cosines, smooth_skill
 
 
 def skill_of(layers: np.ndarray):
@@ -27,13 +29,16 @@ def test_noise_has_no_skill():
 
 def test_prediction_leaves_the_predicted_layer_out():
     """Against fits made one by one."""
-    layers = np.random.default_rng(3).standard_normal((7, 5)).cumsum(0)
-    x = np.arange(7.0)
-    residuals = [
-        layers[i] - np.polyval(np.polyfit(np.delete(x, i), np.delete(layers, i, 0), 3), x[i]) for i in range(7)
-    ]
-    means = [layers[i] - np.delete(layers, i, 0).mean(0) for i in range(7)]
-    assert skill_of(layers)[0] == pytest.approx(1 - np.sum(np.square(residuals)) / np.sum(np.square(means)), rel=1e-6)
+    layers = np.random.default_rng(3).standard_normal((13, 5)).cumsum(0)
+    x = np.arange(13.0)
+
+    def others(i):
+        return np.delete(x, i), np.delete(layers, i, 0)
+
+    residuals = [layers[i] - np.polyval(np.polyfit(*others(i), 3), x[i]) for i in range(13)]
+    means = [layers[i] - others(i)[1].mean(0) for i in range(13)]
+    expected = 1 - np.sum(np.square(residuals)) / np.sum(np.square(means))
+    assert skill_of(layers)[0] == pytest.approx(expected, rel=1e-6)
 
 
 def test_few_layers_say_nothing():
@@ -59,10 +64,6 @@ def test_ranks_lie_between_one_and_full(analysis):
 
 
 def test_low_rank_is_seen(subject, toy):
-    import dataclasses
-
-    from occ_llm.analysis.structure import measure_structure
-
     name = subject.matrices[0]
     rng = np.random.default_rng(4)
     low = (rng.standard_normal((48, 3)) @ rng.standard_normal((3, 48))).astype(np.float32)
