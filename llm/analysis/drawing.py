@@ -12,11 +12,13 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from ..figures import COLOURS, MARKERS
 
-WIDTH, HEIGHT = 4.3, 3.1
+WIDTH, HEIGHT = 4.3, 3.4
 """Size of a panel in inches: so small that its letters can be read where it fills a phone."""
 
 _STYLE = {
@@ -88,10 +90,22 @@ class Sheet:
             axes.set_xlabel(x)
             axes.set_ylabel(y)
             yield axes
+            if axes.get_xlabel() == "layer" and axes.get_xscale() == "linear" and not axes.collections:
+                axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            handles, labels = axes.get_legend_handles_labels()
+            if labels:
+                canvas.legend(handles, labels, loc="outside lower center", ncols=3, columnspacing=1.2)
             text = io.StringIO()
             canvas.savefig(text, format="svg", metadata={"Date": None})
         label = f"{title}: {y} against {x}" if x and y else title
         self.panels.append(themed(text.getvalue(), f"{self._prefix}-{len(self.panels)}", label))
+
+
+def plain_log_scale(axis: Axis) -> None:
+    """A logarithmic scale for numbers above one, with numbers written out."""
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_major_formatter(LogFormatter())
+    axis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.5)))
 
 
 def style(index: int) -> dict[str, Any]:

@@ -85,7 +85,8 @@ def rotation_flattens(a: Analysis) -> Finding:
         claim="Rotated weights are closer to a Gaussian than the original ones.",
         rule="the median excess kurtosis after each rotation is less than half the original's",
         holds=abs(rotated - 3) < abs(medians["identity"] - 3) / 2,
-        evidence=f"Median kurtosis: {_listed(medians, '.2f')} (a Gaussian has 3)",
+        evidence=f"Rotation takes the median kurtosis from {medians['identity']:.2f} to {medians['hadamard']:.2f}; "
+        f"{_listed(medians, '.2f', but=('identity', 'hadamard'))} (a Gaussian has 3)",
     )
 
 
@@ -98,7 +99,8 @@ def rotation_costs_bits(a: Analysis) -> Finding:
         claim="Under a coder that knows the scales of rows and columns, rotated weights take more bits.",
         rule="each rotation costs more than 0.001 bit per weight at equal distortion",
         holds=cost > 1e-3,
-        evidence=f"Coded bits per weight at equal distortion: {_listed(rates, '.3f')}",
+        evidence=f"Fewest coded bits per weight at equal distortion in {min(rates, key=rates.__getitem__)}: "
+        f"{_listed(rates, '.3f')}",
     )
 
 
@@ -125,7 +127,8 @@ def outliers_vanish(a: Analysis) -> Finding:
         rule=f"after each rotation less than half as many entries exceed the original threshold; open if that is below "
         f"{HEAVY_RMS:g} RMS, close to the 3.29 of a Gaussian",
         holds=max(left[c] for c in ROTATIONS) < 0.5 if heavy else None,
-        evidence=f"Outliers left: {_listed(left, '.0%')}; {expected:.0%} expected of Gaussian rows"
+        evidence=f"A Hadamard rotation leaves {left['hadamard']:.0%} of the outliers "
+        f"({_listed(left, '.0%', but=('hadamard',))}); {expected:.0%} expected of Gaussian rows"
         + ("" if heavy else f"; with a threshold of {threshold:.2f} RMS there are hardly any to begin with"),
     )
 
@@ -142,7 +145,8 @@ def price_vanishes(a: Analysis) -> Finding:
         claim="What outliers are worth to the function is an artifact of coordinates, too.",
         rule="clipping them costs something in original coordinates, and less than half of that after each rotation",
         holds=rotated < original.difference / 2 if clear else None,
-        evidence=f"Clipping the largest 0.1 % costs, in nats per token: {_listed(shown, '.2g')}"
+        evidence=f"Clipping the largest 0.1 % costs most in {max(shown, key=shown.__getitem__)}, in nats per token: "
+        f"{_listed(shown, '.2g')}"
         + ("" if clear else "; in original coordinates that is within two standard errors of nothing"),
     )
 
@@ -203,7 +207,7 @@ def low_directions_are_cheap(a: Analysis) -> Finding:
         rule="the measured divergence is more than twice as high at every norm",
         holds=min(ratios) > 2,
         evidence=f"Equal norm, {first['high'] / first['low']:.0f} times the divergence in the top tenth "
-        f"than in the bottom tenth of the directions ({min(ratios):.2g} to {max(ratios):.2g} times over all norms)",
+        f"than in the bottom tenth of the directions ({min(ratios):.0f} to {max(ratios):.0f} times over all norms)",
     )
 
 
@@ -215,7 +219,8 @@ def matrices_are_low_rank(a: Analysis) -> Finding:
         claim="Matrices have fewer effective dimensions than the same entries in random places.",
         rule="the effective rank is lower in every matrix",
         holds=all(r.effective_rank < r.shuffled_rank for r in a.ranks),
-        evidence=f"Effective rank {rank:.0%} of full, {shuffled:.0%} with shuffled entries (medians)",
+        evidence=f"Matrices use {rank:.0%} of their dimensions, {shuffled:.0%} with shuffled entries "
+        "(effective ranks, medians)",
     )
 
 
@@ -298,8 +303,8 @@ def _open(section: str, claim: str, reason: str) -> Finding:
     return Finding(section=section, claim=claim, rule="", holds=None, evidence=f"Not decided: {reason}")
 
 
-def _listed(values: dict[str, float], form: str) -> str:
-    return ", ".join(f"{name} {value:{form}}" for name, value in values.items())
+def _listed(values: dict[str, float], form: str, *, but: tuple[str, ...] = ()) -> str:
+    return ", ".join(f"{name} {value:{form}}" for name, value in values.items() if name not in but)
 
 
 def _median(values: Iterable[float | None]) -> float:

@@ -25,13 +25,11 @@ def spectra_figure(a: Analysis) -> Figure:
                 middle = np.exp(np.median(np.log(samples), 0))
                 axes.plot(ranks, middle, label=space, markevery=6, **style(index))
             axes.set_yscale("log")
-            axes.legend()
         with sheet.panel(f"top tenth: {title}", "layer", "share of the cost (%)") as axes:
             for index, space in enumerate(spaces):
                 chosen = [s for s in members if s.space == space]
                 axes.plot([s.layer for s in chosen], [100 * s.top_tenth for s in chosen], label=space, **style(index))
             axes.set_ylim(0, 103)
-            axes.legend(ncols=2)
     rows = [{k: v for k, v in dataclasses.asdict(s).items() if k != "samples"} for s in a.spectra]
     return Figure(
         name="spectra",
@@ -56,15 +54,17 @@ def injections_figure(a: Analysis) -> Figure:
         axes.plot(ends, ends, color="#000000", linestyle=":", label="equal")
         axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.legend(title="rows of the errors in")
-    with sheet.panel("equal norm, different directions", "norm of the error (% of the matrix)", "measured KL") as axes:
+    with sheet.panel(
+        "equal norm, different directions", "norm of the error (% of the matrix)", "KL (nats per token)"
+    ) as axes:
         for index, place in enumerate(DIRECTIONS):
             chosen = [i for i in a.injections if i.directions == place]
             norms = [100 * i.relative_norm for i in chosen]
             axes.plot(norms, [i.measured for i in chosen], label=place, **style(index))
         axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.legend()
+        axes.minorticks_off()
+        axes.set_xticks(norms, [f"{norm:.2g}" for norm in norms])
     return Figure(
         name="injections",
         title=f"{found.formula_predicts(a).evidence}. {found.low_directions_are_cheap(a).evidence}",
@@ -83,7 +83,6 @@ def ranks_figure(a: Analysis) -> Figure:
             x = [kinds_of(a).index(r.kind) + 0.3 * index - 0.15 for r in a.ranks]
             axes.plot(x, [100 * getattr(r, field) for r in a.ranks], linestyle="", label=label, **style(index))
         axes.set_xticks(range(len(kinds_of(a))), kinds_of(a))
-        axes.legend()
     with sheet.panel("all layers stacked", "kind of layer", "effective rank (% of the width)") as axes:
         for index, (field, label) in enumerate(
             (("stacked_rank", "as they are"), ("permuted_rank", "channels permuted"))
@@ -92,7 +91,6 @@ def ranks_figure(a: Analysis) -> Figure:
             values = [100 * getattr(d, field) for d in a.depths]
             axes.bar(x, values, 0.38, label=label, color=style(index)["color"])
         axes.set_xticks(range(len(a.depths)), [d.kind for d in a.depths])
-        axes.legend(loc="lower left")
     return Figure(
         name="ranks",
         title=found.matrices_are_low_rank(a).evidence,
@@ -113,7 +111,6 @@ def neighbours_figure(a: Analysis) -> Figure:
             axes.plot([r.layer for r in chosen], [100 * r.overlap for r in chosen], label=kind, **style(index))
         if pairs:
             axes.axhline(100 * pairs[0].overlap_chance, color="#000000", linestyle=":", label="chance")
-        axes.legend(ncols=3)
     return Figure(
         name="neighbours",
         title=found.neighbours_share_directions(a).evidence,
@@ -137,7 +134,6 @@ def depths_figure(a: Analysis) -> Figure:
                 axes.bar(x, heights, 0.38, label=label, color=style(index)["color"])
             axes.axhline(0, color="#000000", linewidth=0.8)
             axes.set_xticks(range(len(a.depths)), [d.kind for d in a.depths])
-            axes.legend()
     return Figure(
         name="depth",
         title=f"{found.entries_are_smooth(a).evidence}. {found.scales_are_smooth(a).evidence}",
@@ -161,14 +157,14 @@ def orders_figure(a: Analysis) -> Figure:
                 axes.errorbar(x, means, noise, linestyle="", capsize=3, label=transform, **style(index))
             axes.axhline(0, color="#000000", linewidth=0.8)
             axes.set_xticks(range(len(kinds)), kinds)
-            axes.legend()
     control = {w.transform: w.mean_bits for w in a.worth if w.kind == CONTROL}
     return Figure(
         name="order",
         title=f"{found.order_is_seen(a).evidence}. {found.rotation_is_blind(a).evidence}",
         caption="Coding gain in the order of the network less that after random permutations, mean over layers. Bars: "
         "four standard errors of what one more random permutation would give. An autoregressive process, whose order "
-        f"means something, loses {control['dct']:.3f} bit (dct) and {control['hadamard']:.4f} bit (hadamard).",
+        f"means something, loses {control['dct']:.2f} bit in the DCT and {control['hadamard']:.4f} bit in the Hadamard "
+        "transform.",
         panels=sheet.panels,
         rows=[dataclasses.asdict(o) | {"permuted_bits": " ".join(map(str, o.permuted_bits))} for o in a.orders],
     )

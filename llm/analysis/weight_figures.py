@@ -8,7 +8,7 @@ import numpy as np
 
 from ..roles import LINEAR_KINDS
 from . import findings as found
-from .drawing import Figure, Sheet, heat_map, style
+from .drawing import Figure, Sheet, heat_map, plain_log_scale, style
 from .outliers import SCATTERED
 from .regimes import HISTOGRAM_WIDTH
 from .run import Analysis
@@ -24,7 +24,7 @@ MEASURES: Mapping[str, tuple[str, str]] = {
 }
 """Field of a regime -> title of its panel and label of its axis."""
 
-LOGARITHMIC = frozenset({"kurtosis", "linf_rms", "effective_dimension"})
+LOGARITHMIC = frozenset({"kurtosis", "linf_rms"})
 
 
 def histograms_figure(a: Analysis) -> Figure:
@@ -43,7 +43,6 @@ def histograms_figure(a: Analysis) -> Figure:
             shown = gaussian > lowest / 2
             axes.plot(centres[shown], gaussian[shown], color="#000000", linestyle=":", label="Gaussian")
             axes.set_yscale("log")
-            axes.legend()
     rows = [
         {"kind": h.kind, "coordinates": h.coordinates, "from_rms": i * HISTOGRAM_WIDTH, "count": n}
         for h in a.histograms
@@ -71,8 +70,7 @@ def regimes_figure(a: Analysis) -> Figure:
                 layers, values = by_layer([r for r in a.regimes if r.coordinates == coordinates], field)
                 axes.plot(layers, values, label=coordinates, **style(index))
             if field in LOGARITHMIC:
-                axes.set_yscale("log")
-            axes.legend(ncols=2)
+                plain_log_scale(axes.yaxis)
     caption = (
         "Mean over the matrices of a layer, every weight counted once. One step for each matrix, half of its RMS. "
         "Where curves lie on each other, coordinates do not matter."
@@ -123,12 +121,10 @@ def survivors_figure(a: Analysis) -> Figure:
                 np.arange(len(a.systems)) + 0.27 * (index - 1), values, 0.25, label=label, color=style(index)["color"]
             )
         axes.set_xticks(range(len(a.systems)), a.systems, rotation=25)
-        axes.legend()
     with sheet.panel("energy in the largest 0.1 %", "layer", "share of the energy (%)") as axes:
         for index, coordinates in enumerate(a.systems):
             layers, values = by_layer([o for o in a.outliers if o.coordinates == coordinates], "energy_share")
             axes.plot(layers, 100 * np.asarray(values), label=coordinates, **style(index))
-        axes.legend(ncols=2)
     rows = [{"coordinates": c} | {f: found.weighted(a.outliers, c, f) for f, _ in fields} for c in a.systems]
     return Figure(
         name="survivors",
@@ -145,21 +141,21 @@ def prices_figure(a: Analysis) -> Figure:
     sheet = Sheet("prices")
     names = [p.coordinates for p in a.prices]
     places = np.arange(len(names))
+    bars = {"capsize": 3, "linestyle": "", "label": "clipped less exact (two standard errors)"}
     with sheet.panel("price of the largest 0.1 %", "coordinates", "KL divergence (nats per token)") as axes:
-        axes.bar(places, [p.difference for p in a.prices], 0.5, color=style(0)["color"], label="clipped less exact")
-        bars = {"ecolor": "#000000", "capsize": 3, "fmt": "none", "label": "two standard errors"}
-        axes.errorbar(places, [p.difference for p in a.prices], [2 * p.difference_se for p in a.prices], **bars)
-        axes.plot(
-            places, [p.predicted for p in a.prices], "D", color=style(1)["color"], label="second-order prediction"
-        )
+        prices, errors = [p.difference for p in a.prices], [2 * p.difference_se for p in a.prices]
+        axes.errorbar(places - 0.1, prices, errors, **bars, **style(0))
+        predicted = [p.predicted for p in a.prices]
+        axes.plot(places + 0.1, predicted, linestyle="", label="second-order prediction", **style(1))
+        axes.set_yscale("symlog", linthresh=max(1e-6, float(np.nanmedian(errors))))
+        axes.axhline(0, color="#000000", linewidth=0.8)
         axes.set_xticks(places, names, rotation=25)
-        axes.legend()
     with sheet.panel("divergence of the quantized network", "coordinates", "KL divergence (nats per token)") as axes:
         for index, (field, label) in enumerate((("kept", "outliers exact"), ("clipped", "quantized like the rest"))):
             values = [getattr(p, field) for p in a.prices]
-            axes.bar(places + 0.4 * index - 0.2, values, 0.38, label=label, color=style(index)["color"])
+            axes.plot(places + 0.2 * index - 0.1, values, linestyle="", label=label, **style(index))
+        axes.set_yscale("log")
         axes.set_xticks(places, names, rotation=25)
-        axes.legend()
     return Figure(
         name="prices",
         title=found.price_vanishes(a).evidence,

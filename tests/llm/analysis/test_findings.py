@@ -38,7 +38,7 @@ def test_outliers(analysis, left, threshold, holds):
     planted = changed(analysis, "outliers", lambda o: dataclasses.replace(o, survivors=left, threshold_rms=threshold))
     finding = outliers_vanish(planted)
     assert finding.holds is holds
-    assert f"hadamard {left:.0%}" in finding.evidence
+    assert f"leaves {left:.0%} of the outliers" in finding.evidence
 
 
 @pytest.mark.parametrize(
