@@ -161,7 +161,7 @@ def places_matter(a: Analysis) -> Finding:
         section="outliers",
         claim="An outlier matters no more than an error of its size anywhere else in its matrix.",
         rule="clipping costs at most twice what the same errors cost at random entries, within two standard errors",
-        holds=clipped.difference < 2 * scattered.difference + 2 * error,
+        holds=clipped.difference < 2 * scattered.difference + 2 * error if math.isfinite(error) else None,
         evidence=f"Clipping costs {clipped.difference:.2g}, the same errors at random entries "
         f"{scattered.difference:.2g} nats per token (difference {gap:.2g} ± {error:.1g})",
     )
@@ -277,7 +277,7 @@ def order_is_seen(a: Analysis) -> Finding:
     return Finding(
         section="frequency",
         claim="The order of the channels means something to a frequency transform.",
-        rule="a permutation costs the DCT coding gain, beyond four standard errors, in most kinds of layers and axes",
+        rule="a permutation costs the DCT coding gain, beyond chance (p < 0.001), in most kinds of layers and axes",
         holds=len(seen) > len(all_tests) / 2 if control.is_noticed else None,
         evidence=f"The DCT notices the order in {len(seen)} of {len(all_tests)} cases, most in {most.kind} along its "
         f"{most.axis} ({most.mean_bits:.4f} bit); in the control it is {control.mean_bits:.2f} bit",
@@ -292,7 +292,7 @@ def rotation_is_blind(a: Analysis) -> Finding:
     return Finding(
         section="frequency",
         claim="A rotation does not notice the order of the channels.",
-        rule="the Hadamard transform changes by less than four standard errors in all kinds, axes and the control",
+        rule="the Hadamard transform changes by no more than chance (p < 0.001) in all kinds, axes and the control",
         holds=not seen,
         evidence=f"The Hadamard transform notices the order in {len(seen)} of {len(tests)} cases "
         f"(at most {largest:.1e} bit)",

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from scipy import stats
 
 from occ_jax.transforms import DCT, Transform, random_hadamard
 
@@ -23,6 +24,9 @@ from .subject import Subject
 
 PERMUTATIONS = 3
 """Random orders of the channels of each matrix."""
+
+CHANCE = 1e-3
+"""Probability that an order is noticed though it means nothing: a few dozen tests are made."""
 
 AXES = ("inputs", "outputs")
 TRANSFORMS = ("dct", "hadamard")
@@ -65,19 +69,20 @@ class OrderWorth:
     Attributes:
         kind, axis, transform: which.
         mean_bits: of :attr:`Order.difference_bits`.
-        noise_bits: standard error of that mean if the order were one more random permutation.
+        limit_bits: what one more random permutation would exceed with the probability :data:`CHANCE` only, by
+            Student's distribution, as the permutations of a few layers say little about their own spread.
     """
 
     kind: str
     axis: str
     transform: str
     mean_bits: float
-    noise_bits: float
+    limit_bits: float
 
     @property
     def is_noticed(self) -> bool:
-        """Whether the difference is more than four standard errors: a few dozen tests are made."""
-        return abs(self.mean_bits) > 4 * self.noise_bits
+        """Whether the order of the network is unlike a random one."""
+        return abs(self.mean_bits) > self.limit_bits
 
 
 def measure_order(subject: Subject, names: Iterable[str]) -> list[Order]:
@@ -132,16 +137,17 @@ def worth_of_order(orders: Iterable[Order]) -> list[OrderWorth]:
         groups.setdefault((order.kind, order.axis, order.transform), []).append(order)
     worth = []
     for (kind, axis, transform), members in groups.items():
-        spread = np.array([order.permuted_bits for order in members])
-        # The actual order against the mean of the permuted ones, if it were one of them.
-        variance = spread.var(1, ddof=1).mean() * (1 + 1 / PERMUTATIONS)
+        permuted = np.array([order.permuted_bits for order in members])
+        # The order of the network against the mean of the permuted ones, if it were one of them.
+        variance = permuted.var(1, ddof=1).mean() * (1 + 1 / PERMUTATIONS) / len(members)
+        quantile = stats.t.ppf(1 - CHANCE / 2, len(members) * (PERMUTATIONS - 1))
         worth.append(
             OrderWorth(
                 kind=kind,
                 axis=axis,
                 transform=transform,
                 mean_bits=float(np.mean([order.difference_bits for order in members])),
-                noise_bits=float(np.sqrt(variance / len(members))),
+                limit_bits=float(quantile * np.sqrt(variance)),
             )
         )
     return worth

@@ -153,7 +153,7 @@ def orders_figure(a: Analysis) -> Figure:
             for index, transform in enumerate(TRANSFORMS):
                 chosen = {w.kind: w for w in a.worth if (w.axis, w.transform) == (axis, transform)}
                 x = np.arange(len(kinds)) + 0.2 * index - 0.1
-                means, noise = [chosen[k].mean_bits for k in kinds], [4 * chosen[k].noise_bits for k in kinds]
+                means, noise = [chosen[k].mean_bits for k in kinds], [chosen[k].limit_bits for k in kinds]
                 axes.errorbar(x, means, noise, linestyle="", capsize=3, label=transform, **style(index))
             axes.axhline(0, color="#000000", linewidth=0.8)
             axes.set_xticks(range(len(kinds)), kinds)
@@ -161,8 +161,8 @@ def orders_figure(a: Analysis) -> Figure:
     return Figure(
         name="order",
         title=f"{found.order_is_seen(a).evidence}. {found.rotation_is_blind(a).evidence}",
-        caption="Coding gain in the order of the network less that after random permutations, mean over layers. Bars: "
-        "four standard errors of what one more random permutation would give. An autoregressive process, whose order "
+        caption="Coding gain in the order of the network less that after random permutations, mean over layers. Bars "
+        "end where chance ends (p = 0.001) for one more random permutation. An autoregressive process, whose order "
         f"means something, loses {control['dct']:.2f} bit in the DCT and {control['hadamard']:.4f} bit in the Hadamard "
         "transform.",
         panels=sheet.panels,

@@ -147,7 +147,7 @@ def prices_figure(a: Analysis) -> Figure:
         axes.errorbar(places - 0.1, prices, errors, **bars, **style(0))
         predicted = [p.predicted for p in a.prices]
         axes.plot(places + 0.1, predicted, linestyle="", label="second-order prediction", **style(1))
-        axes.set_yscale("symlog", linthresh=max(1e-6, float(np.nanmedian(errors))))
+        axes.set_yscale("symlog", linthresh=max(1e-6, float(np.median([e for e in errors if e > 0] or [0.0]))))
         axes.axhline(0, color="#000000", linewidth=0.8)
         axes.set_xticks(places, names, rotation=25)
     with sheet.panel("divergence of the quantized network", "coordinates", "KL divergence (nats per token)") as axes:
