@@ -13,8 +13,8 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 # Okabe & Ito, Color Universal Design, 2008; markers repeat what the colours say.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = "osD^vPX"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vPX"
 
 
 def rate_distortion_figure(rows: Sequence[Row], path: Path, *, model: str) -> None:
@@ -33,8 +33,8 @@ def rate_distortion_figure(rows: Sequence[Row], path: Path, *, model: str) -> No
             [row.kl_mean for row in points],
             yerr=[2 * row.kl_se for row in points],
             label=series,
-            color=_COLOURS[index % len(_COLOURS)],
-            marker=_MARKERS[index % len(_MARKERS)],
+            color=COLOURS[index % len(COLOURS)],
+            marker=MARKERS[index % len(MARKERS)],
             capsize=3,
         )
     axes.set_yscale("log")
@@ -68,8 +68,8 @@ def bench_figure(rows: Sequence[Row], path: Path, *, model: str) -> None:
                 [row.kl_mean for row in points],
                 yerr=[2 * row.kl_se for row in points],
                 label=f"{quantizer}{', feedback' if feedback else ''}",
-                color=_COLOURS[index % len(_COLOURS)],
-                marker=_MARKERS[index % len(_MARKERS)],
+                color=COLOURS[index % len(COLOURS)],
+                marker=MARKERS[index % len(MARKERS)],
                 linestyle="-" if feedback else ":",
                 capsize=3,
             )

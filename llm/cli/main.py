@@ -14,6 +14,7 @@ from occ_jax.errors import InputError
 
 from ..checkpoints.named import cache_directory
 from .analyse import Inspect, Models
+from .analyze import Analyze
 from .bench import BenchCommand
 from .compress import Calibrate, Compress, Decompress
 from .demo import Demo
@@ -31,6 +32,7 @@ COMMANDS = {
     "models": Models,
     "demo": Demo,
     "bench": BenchCommand,
+    "analyze": Analyze,
     # Commands of other packages: dataclasses with a method run(), which raises InputError for what the user can mend.
     **{point.name: point.load() for point in sorted(entry_points(group="occ.commands"))},
 }

@@ -1,0 +1,153 @@
+r"""Rotation versus frequency: does the order of the channels mean anything?
+
+A frequency transform assumes that neighbours are alike; a rotation does not care who is whose neighbour. So the coding
+gain of the coefficient energies is measured for the DCT and for a Hadamard matrix with random signs, along both axes
+of every matrix, in the order of the network and after random permutations of the channels. If the order means
+something, the DCT loses by the permutation; the Hadamard transform should not notice. As a check that the test can
+see an order where there is one, it is made on rows of a first-order autoregressive process, too.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from scipy import stats
+
+from occ_jax.transforms import DCT, Transform, random_hadamard
+
+from ..roles import kind_of, layer_of
+from .regimes import channel_gain_bits
+from .subject import Subject
+
+PERMUTATIONS = 3
+"""Random orders of the channels of each matrix."""
+
+CHANCE = 1e-3
+"""Probability that an order is noticed though it means nothing: a few dozen tests are made."""
+
+AXES = ("inputs", "outputs")
+TRANSFORMS = ("dct", "hadamard")
+
+CONTROL = "autoregressive"
+CORRELATION = 0.9
+CONTROL_SIZE = 256
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Order:
+    """One transform along one axis of one matrix.
+
+    Attributes:
+        matrix, layer, kind: which; the control has layer -1.
+        axis: ``inputs`` for the columns, ``outputs`` for the rows.
+        transform: ``dct`` or ``hadamard``.
+        ordered_bits: coding gain in the order of the network, bits per weight.
+        permuted_bits: the same after each of the permutations.
+    """
+
+    matrix: str
+    layer: int
+    kind: str
+    axis: str
+    transform: str
+    ordered_bits: float
+    permuted_bits: tuple[float, ...]
+
+    @property
+    def difference_bits(self) -> float:
+        """What the order is worth."""
+        return self.ordered_bits - float(np.mean(self.permuted_bits))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OrderWorth:
+    """What the order of the channels is worth on the average over layers.
+
+    Attributes:
+        kind, axis, transform: which.
+        mean_bits: of :attr:`Order.difference_bits`.
+        limit_bits: what one more random permutation would exceed with the probability :data:`CHANCE` only, by
+            Student's distribution, as the permutations of a few layers say little about their own spread.
+    """
+
+    kind: str
+    axis: str
+    transform: str
+    mean_bits: float
+    limit_bits: float
+
+    @property
+    def is_noticed(self) -> bool:
+        """Whether the order of the network is unlike a random one."""
+        return abs(self.mean_bits) > self.limit_bits
+
+
+def measure_order(subject: Subject, names: Iterable[str]) -> list[Order]:
+    """Both transforms along both axes of some matrices, and of the control."""
+    rng = np.random.default_rng(0)
+    found = []
+    for name in names:
+        layer = layer_of(name)
+        assert layer is not None, name
+        w = np.asarray(subject.weights[name])
+        for axis, m in zip(AXES, (w, w.T), strict=True):
+            found += _orders(m, rng, matrix=name, layer=layer, kind=kind_of(name), axis=axis)
+    control = autoregressive_rows(rng)
+    return found + _orders(control, rng, matrix=CONTROL, layer=-1, kind=CONTROL, axis=AXES[0])
+
+
+def _orders(m: np.ndarray, rng: np.random.Generator, **place) -> list[Order]:
+    n = m.shape[1]
+    transforms: dict[str, Transform] = {"dct": DCT(), "hadamard": random_hadamard(n, key=jax.random.key(n))}
+    w, orders = jnp.asarray(m), [rng.permutation(n) for _ in range(PERMUTATIONS)]
+    return [
+        Order(
+            transform=name,
+            ordered_bits=float(gain_bits(transforms[name], w)),
+            permuted_bits=tuple(float(gain_bits(transforms[name], w[:, order])) for order in orders),
+            **place,
+        )
+        for name in TRANSFORMS
+    ]
+
+
+@jax.jit
+def gain_bits(transform: Transform, w: Float[Array, "rows n"]) -> Float[Array, ""]:
+    """Coding gain of the energies of the coefficients along the last axis, in bits per coefficient."""
+    return channel_gain_bits(transform.forward(w))
+
+
+def autoregressive_rows(rng: np.random.Generator) -> Float[np.ndarray, "rows n"]:
+    """Rows of a first-order autoregressive process: an order of channels that means something."""
+    noise = rng.standard_normal((CONTROL_SIZE, CONTROL_SIZE)) * np.sqrt(1 - CORRELATION**2)
+    rows = np.empty_like(noise)
+    rows[:, 0] = rng.standard_normal(CONTROL_SIZE)
+    for j in range(1, CONTROL_SIZE):
+        rows[:, j] = CORRELATION * rows[:, j - 1] + noise[:, j]
+    return rows.astype(np.float32)
+
+
+def worth_of_order(orders: Iterable[Order]) -> list[OrderWorth]:
+    """Average over the layers of each kind, for each axis and transform."""
+    groups: dict[tuple[str, str, str], list[Order]] = {}
+    for order in orders:
+        groups.setdefault((order.kind, order.axis, order.transform), []).append(order)
+    worth = []
+    for (kind, axis, transform), members in groups.items():
+        permuted = np.array([order.permuted_bits for order in members])
+        # The order of the network against the mean of the permuted ones, if it were one of them.
+        variance = permuted.var(1, ddof=1).mean() * (1 + 1 / PERMUTATIONS) / len(members)
+        quantile = stats.t.ppf(1 - CHANCE / 2, len(members) * (PERMUTATIONS - 1))
+        worth.append(
+            OrderWorth(
+                kind=kind,
+                axis=axis,
+                transform=transform,
+                mean_bits=float(np.mean([order.difference_bits for order in members])),
+                limit_bits=float(quantile * np.sqrt(variance)),
+            )
+        )
+    return worth
