@@ -35,6 +35,7 @@ class Quality:
         windows: number of windows.
         tokens: number of predicted tokens.
         seconds: wall time.
+        kl_windows: mean divergence of each window, for paired comparisons of two models on the same text.
     """
 
     perplexity: float
@@ -47,6 +48,7 @@ class Quality:
     windows: int
     tokens: int
     seconds: float
+    kl_windows: tuple[float, ...] = ()
 
 
 class Reference:
@@ -123,6 +125,7 @@ def evaluate(
         windows=len(windows.tokens),
         tokens=windows.num_predictions,
         seconds=time.perf_counter() - started,
+        kl_windows=tuple(float(np.mean(window, dtype=np.float64)) for window in kl),
     )
 
 
