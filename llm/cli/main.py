@@ -16,6 +16,7 @@ from .bench import BenchCommand
 from .compress import Calibrate, Compress, Decompress
 from .demo import Demo
 from .evaluate import Evaluate, Generate
+from .learn import Learn
 
 DESCRIPTION = "Compress language models: a model in, a smaller file out, and the measurements between."
 
@@ -29,6 +30,7 @@ COMMANDS = {
     "models": Models,
     "demo": Demo,
     "bench": BenchCommand,
+    "learn": Learn,
     # Commands of other packages: dataclasses with a method run(), which raises InputError for what the user can mend.
     **{point.name: point.load() for point in sorted(entry_points(group="occ.commands"))},
 }
