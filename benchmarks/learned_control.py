@@ -19,7 +19,7 @@ import numpy as np
 import optax
 import tyro
 
-from occ_jax.learned import RateDistortion, Step, cayley, fit, scale_field, scale_field_bits
+from occ_jax.learned import RateDistortion, Step, cayley, fit, gaussian_control, scale_field_bits
 from occ_jax.transforms import Transform
 
 
@@ -36,12 +36,6 @@ def turned_matrix(rows: int, columns: int, structure: float, rng: np.random.Gene
     return jnp.asarray(field * rng.standard_normal((rows, columns)) @ turn, jnp.float32)
 
 
-def control_of(w: jax.Array, rng: np.random.Generator) -> jax.Array:
-    """Independent Gaussian entries with the row and column scales of a matrix."""
-    row_squares, column_squares = scale_field(w)
-    return jnp.sqrt(row_squares * column_squares) * jnp.asarray(rng.standard_normal(w.shape), jnp.float32)
-
-
 def main(rows: int = 1536, columns: int = 256, structure: float = 0.2, steps: int = 300, seed: int = 0) -> None:
     """Print both gains.
 
@@ -54,7 +48,7 @@ def main(rows: int = 1536, columns: int = 256, structure: float = 0.2, steps: in
     """
     rng = np.random.default_rng(seed)
     w = turned_matrix(rows, columns, structure, rng)
-    stack = jnp.stack([w, control_of(w, rng)])
+    stack = jnp.stack([w, gaussian_control(w, key=jax.random.key(seed))])
     start = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), cayley(columns))
     optimizer = optax.adam(optax.cosine_decay_schedule(0.01, steps))
     began = time.perf_counter()

@@ -1,10 +1,13 @@
-r"""Coordinates of a whole network: rotations of its inner spaces that change every weight and no logit.
+r"""Coordinates of a whole network: changes of its inner spaces that change every weight and no logit.
 
 With the norms folded (:mod:`occ_llm.folding`) the residual stream may be expressed in any orthonormal basis,
 :math:`x' = T x`: layers that read it become :math:`W T^\top`, layers that write it :math:`T W`, embedding rows
-:math:`T e`. The values of each head may be rotated between ``v_proj`` and ``o_proj``. The rotated network is itself a
-network of the same shape, so these rotations cost no byte in the file. The hidden units of the MLP pass through a
-nonlinearity, so a transform there belongs to the coded matrix and is stored with it.
+:math:`T e`. Inside a block more may move (:class:`BlockCoordinates`), as no norm stands between: the values of each
+key-value head by any invertible map, keys by what commutes with the position code and queries by its dual
+:math:`T^{-\top}`, the products of the feed-forward layer by a factor for each unit, since ``up_proj`` enters them
+linearly. The moved network is itself a network of the same shape, so none of this costs a byte in the file. The hidden
+units of the MLP otherwise pass through a nonlinearity, so a rotation there belongs to the coded matrix and is stored
+with it.
 
 One thing does not move freely: a head that is tied to the embedding sees the final gain :math:`g`. In new
 coordinates :math:`E \operatorname{diag}(g) = E' M` with the symmetric :math:`M = T \operatorname{diag}(g) T^\top`,
@@ -20,31 +23,97 @@ import jax.numpy as jnp
 import numpy as np
 
 from occ_jax._pytree import pytree_dataclass
-from occ_jax.transforms import DCT, Identity, Transform, along_axis, blockwise, klt, random_hadamard, random_rotation
+from occ_jax.transforms import (
+    DCT,
+    BlockDiagonal,
+    Identity,
+    Transform,
+    along_axis,
+    blockwise,
+    chain,
+    dual,
+    klt,
+    random_hadamard,
+    random_rotation,
+)
 
 from .config import ModelConfig
-from .roles import EMBEDDING, FINAL_NORM, HEAD, READS_RESIDUAL, WRITES_RESIDUAL, kind_of
+from .errors import OccError
+from .roles import EMBEDDING, FINAL_NORM, HEAD, READS_RESIDUAL, WRITES_RESIDUAL, kind_of, layer_of
 from .weights import DerivedWeights, Weights
 
-CoordinateName = Literal["identity", "hadamard", "random", "klt", "klt-inputs", "dct"]
+CoordinateName = Literal["identity", "hadamard", "random", "klt", "klt-inputs", "dct", "learned"]
 
 HEAD_MIX = "model.norm.mix"
 """The symmetric matrix :math:`T \\operatorname{diag}(g) T^\\top` between the final norm and a tied head."""
 
 
 @pytree_dataclass
-class Coordinates:
-    """One orthonormal transform for each inner space of a network.
+class BlockCoordinates:
+    """Transforms of the inner spaces of one block.
 
     Attributes:
-        residual: basis of the residual stream, fused into the network.
+        values: of the values, one transform for each key-value head (:class:`~occ_jax.transforms.BlockDiagonal`), after
+            that of :class:`Coordinates`; fused into ``v_proj`` and, as the dual, into ``o_proj``.
+        keys: of the keys, likewise; rotations of planes and a factor for each plane, which commute with the position
+            code. Fused into ``k_proj`` and, as the dual, into ``q_proj``.
+        units: a positive factor for each unit, fused into ``up_proj`` and, as the dual, into ``down_proj``.
+        hidden: orthonormal transform along the columns of ``down_proj``, after that of :class:`Coordinates`; stored
+            with the matrix.
+    """
+
+    values: Transform = Identity()
+    keys: Transform = Identity()
+    units: Transform = Identity()
+    hidden: Transform = Identity()
+
+
+@pytree_dataclass
+class Coordinates:
+    """Transforms of the inner spaces of a network.
+
+    Attributes:
+        residual: orthonormal basis of the residual stream, fused into the network.
         values: basis of the values of every attention head, fused into ``v_proj`` and ``o_proj``.
-        hidden: transform along the columns of ``down_proj``; not fused, stored with the matrix.
+        hidden: orthonormal transform along the columns of ``down_proj``; not fused, stored with the matrix.
+        blocks: what each block has of its own; empty where none has anything.
     """
 
     residual: Transform
     values: Transform
     hidden: Transform
+    blocks: tuple[BlockCoordinates, ...] = ()
+
+    def block(self, layer: int) -> BlockCoordinates:
+        """What one block has of its own."""
+        return self.blocks[layer] if self.blocks else BlockCoordinates()
+
+    def values_of(self, config: ModelConfig, layer: int, *, queries: bool = False) -> Transform:
+        """Transform of all values of a block; with ``queries``, of what its query heads have gathered of them."""
+        shared = Identity() if isinstance(self.values, Identity) else blockwise(self.values, config.head_dim)
+        own = self.block(layer).values
+        return chain(shared, _for_queries(config, own) if queries else own)
+
+    def keys_of(self, config: ModelConfig, layer: int, *, queries: bool = False) -> Transform:
+        """Transform of all keys of a block; with ``queries``, the one whose dual its queries go through.
+
+        Raises:
+            OccError: the keys are normalised after the projection, so that nothing there is free to move.
+        """
+        own = self.block(layer).keys
+        if config.qk_norm and not isinstance(own, Identity):
+            raise OccError(f"the queries and keys of a {config.family} model are normalised: their planes cannot move")
+        return _for_queries(config, own) if queries else own
+
+    def hidden_of(self, layer: int) -> Transform:
+        """Transform along the columns of one ``down_proj``."""
+        return chain(self.hidden, self.block(layer).hidden)
+
+
+def _for_queries(config: ModelConfig, transform: Transform) -> Transform:
+    """The transform of key-value heads, once for each query head of their groups."""
+    group = config.num_heads // config.num_kv_heads
+    return transform.repeat(group) if isinstance(transform, BlockDiagonal) else transform
 
 
 def choose_coordinates(
@@ -55,13 +124,14 @@ def choose_coordinates(
     Args:
         name: ``identity``, ``hadamard`` (random signs), ``random`` (Haar), ``dct``, or ``klt``: the eigenbasis of
             the residual stream's second moment. ``klt-inputs`` moves no inner space: each layer then has a basis of
-            its own inputs, stored with its matrix (:mod:`occ_llm.compression.input_bases`).
+            its own inputs, stored with its matrix (:mod:`occ_llm.compression.input_bases`). ``learned`` coordinates
+            come from a file (:mod:`occ_llm.learning`).
         config: architecture.
         key: seed of the random signs and rotations.
         second_moment: ``d x d``, needed by ``klt`` alone.
 
     Raises:
-        ValueError: unknown name, or ``klt`` without its second moment.
+        ValueError: unknown name, ``klt`` without its second moment, or ``learned``.
     """
     residual_key, values_key, hidden_key = jax.random.split(key, 3)
     match name:
@@ -82,11 +152,15 @@ def choose_coordinates(
             if second_moment is None:
                 raise ValueError("klt coordinates need the second moment of the residual stream: calibrate first")
             return Coordinates(klt(second_moment), Identity(), Identity())
+        case "learned":
+            raise ValueError(
+                "learned coordinates are read from a file that `occ learn` wrote: give it with --transforms"
+            )
     raise ValueError(f"unknown coordinates {name!r}: choose one of {', '.join(get_args(CoordinateName))}")
 
 
 def rotate(config: ModelConfig, weights: Weights, coordinates: Coordinates) -> Weights:
-    """The same network in new coordinates of its residual stream and of the values of its heads.
+    """The same network in new coordinates of its inner spaces.
 
     Lazy. ``weights`` must have folded norms (:func:`occ_llm.folding.fold_norms`). With a tied head and a residual basis
     other than the identity, the final gain is replaced by :data:`HEAD_MIX`; :func:`dense_network` turns the
@@ -95,7 +169,7 @@ def rotate(config: ModelConfig, weights: Weights, coordinates: Coordinates) -> W
     mixes = config.tie_word_embeddings and not isinstance(coordinates.residual, Identity)
     rules: dict[str, Callable[[Weights], np.ndarray]] = {}
     for name in weights:
-        steps = _moves(config, name, coordinates)
+        steps = [step for step in moves(config, name, coordinates) if not isinstance(step, Identity)]
         if steps:
             rules[name] = _moved(name, steps)
     if mixes:
@@ -126,33 +200,51 @@ def dense_network(config: ModelConfig, weights: Weights) -> tuple[ModelConfig, W
     )
 
 
-def _moves(config: ModelConfig, name: str, coordinates: Coordinates) -> tuple[Transform, ...]:
-    """Transforms of the last axis, then of the first, that bring one tensor into the new coordinates."""
-    kind = kind_of(name)
-    matrix = kind not in ("norm", "bias")
-    owner = kind_of(name.removesuffix("bias") + "weight") if kind == "bias" else kind
-    fixed = isinstance(coordinates.values, Identity)
-    per_head = Identity() if fixed else blockwise(coordinates.values, config.head_dim)
-    moves: list[Transform] = []
+def moves(config: ModelConfig, name: str, coordinates: Coordinates) -> tuple[Transform, Transform]:
+    """Transforms of the last axis and of the first that bring one tensor into the new coordinates.
+
+    A vector (a bias) has its last axis only; what stays has the identity.
+    """
+    kind, identity = kind_of(name), Identity()
+    if kind in ("norm", "bias"):
+        owner = kind_of(name.removesuffix("bias") + "weight")
+        return _output_space(config, owner, layer_of(name), coordinates), identity
+    columns = dual(_input_space(config, name, coordinates))
+    rows = _output_space(config, kind, layer_of(name), coordinates)
+    return columns, rows if isinstance(rows, Identity) else along_axis(rows, 0)
+
+
+def _input_space(config: ModelConfig, name: str, coordinates: Coordinates) -> Transform:
+    """What the vectors go through that a matrix reads (for the embedding: its rows)."""
+    kind, layer = kind_of(name), layer_of(name)
     if kind == "embedding" or kind in READS_RESIDUAL:
-        moves.append(coordinates.residual)
-    if kind == "o":
-        moves.append(per_head)
-    if owner in WRITES_RESIDUAL:
-        moves.append(_rows(coordinates.residual) if matrix else coordinates.residual)
-    if owner == "v":
-        moves.append(_rows(per_head) if matrix else per_head)
-    return tuple(move for move in moves if not isinstance(move, Identity))
+        return coordinates.residual
+    assert layer is not None, name
+    return coordinates.values_of(config, layer, queries=True) if kind == "o" else coordinates.block(layer).units
 
 
-def _rows(transform: Transform) -> Transform:
-    return transform if isinstance(transform, Identity) else along_axis(transform, 0)
+def _output_space(config: ModelConfig, kind: str, layer: int | None, coordinates: Coordinates) -> Transform:
+    """What the outputs of a matrix go through."""
+    if kind in WRITES_RESIDUAL:
+        return coordinates.residual
+    if layer is None:
+        return Identity()
+    match kind:
+        case "v":
+            return coordinates.values_of(config, layer)
+        case "k":
+            return coordinates.keys_of(config, layer)
+        case "q":
+            return dual(coordinates.keys_of(config, layer, queries=True))
+        case "up":
+            return coordinates.block(layer).units
+    return Identity()
 
 
-def _moved(name: str, moves: tuple[Transform, ...]) -> Callable[[Weights], np.ndarray]:
+def _moved(name: str, steps: list[Transform]) -> Callable[[Weights], np.ndarray]:
     def rule(source: Weights) -> np.ndarray:
         array = jnp.asarray(source[name])
-        for move in moves:
+        for move in steps:
             array = move.forward(array)
         return np.asarray(array)
 

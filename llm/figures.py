@@ -1,9 +1,11 @@
 """Figures of measured results: the finding as the title, axes with units, colours that everybody can tell apart."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
+
+from occ_jax.learned import FitLog
 
 from .results import Row, at_equal_bytes, best_series
 
@@ -83,6 +85,34 @@ def bench_figure(rows: Sequence[Row], path: Path, *, model: str) -> None:
         handles, labels, loc="outside lower center", ncols=3, frameon=False, title="bars: two standard errors"
     )
     figure.suptitle(f"{model}: lowest divergence at equal bytes with {at_equal_bytes(rows).anchor}", x=0.02, ha="left")
+    _save(figure, path)
+
+
+def learning_figure(logs: Mapping[str, FitLog], path: Path, *, title: str) -> None:
+    """Rate, distortion and departure from orthogonality over the steps of trainings; SVG or PNG.
+
+    Args:
+        logs: by name; the first is drawn in full, others dashed.
+        path: file to write.
+        title: the finding.
+    """
+    quantities = {
+        "bits": "rate (bits per weight)",
+        "distortion": "distortion",
+        "orthogonality": "departure from orthogonality",
+    }
+    figure, panels = plt.subplots(1, len(quantities), figsize=(11, 3.6), layout="constrained")
+    for axes, (name, label) in zip(panels, quantities.items(), strict=True):
+        for index, (series, log) in enumerate(logs.items()):
+            values = getattr(log, name)
+            axes.plot(range(len(values)), values, color=_COLOURS[index], linestyle="--" if index else "-", label=series)
+        axes.set_xlabel("step")
+        axes.set_ylabel(label)
+        axes.ticklabel_format(axis="y", useOffset=False)
+        axes.grid(alpha=0.3)
+    if len(logs) > 1:
+        panels[0].legend(frameon=False)
+    figure.suptitle(title, x=0.02, ha="left")
     _save(figure, path)
 
 

@@ -20,6 +20,7 @@ class Row:
         kl_mean: mean divergence from the original, nats per token.
         kl_se: its standard error.
         seconds: wall time of compression.
+        kl_windows: divergence of each evaluation window, where it was kept.
     """
 
     coordinates: str
@@ -31,11 +32,31 @@ class Row:
     kl_mean: float
     kl_se: float
     seconds: float
+    kl_windows: tuple[float, ...] = ()
 
     @property
     def series(self) -> str:
         """What the rows of one curve have in common."""
         return f"{self.coordinates}, {self.quantizer}{' with feedback' if self.feedback else ''}"
+
+
+def paired_change(row: Row, others: Sequence[Row]) -> tuple[float, float] | None:
+    """Relative change of the divergence against the mean of other files, on the same windows.
+
+    Args:
+        row: a file.
+        others: the files to compare it with.
+
+    Returns:
+        The change and its standard error over windows, both as shares of the others' mean divergence; the error takes
+        that mean as it is. ``None`` where fewer than two windows were kept, or not the same number for all.
+    """
+    windows = [row.kl_windows, *(other.kl_windows for other in others)]
+    if len({len(w) for w in windows}) != 1 or len(row.kl_windows) < 2 or not others:
+        return None
+    own, baseline = np.asarray(windows[0]), np.mean(windows[1:], axis=0)
+    difference = (own - baseline) / baseline.mean()
+    return float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(difference.size))
 
 
 def bytes_at_kl(rows: Sequence[Row], kl: float) -> float | None:

@@ -2,15 +2,21 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import get_args
 
+from ..checkpoints.named import sha256_of
 from ..coordinates import CoordinateName
 from ..errors import OccError
 from .methods import Method, QuantizerName
 
 COORDINATES: tuple[CoordinateName, ...] = ("identity", "hadamard", "klt", "klt-inputs")
+RANDOM: frozenset[CoordinateName] = frozenset({"hadamard", "random"})
+"""Coordinates that a seed decides."""
+
 QUANTIZERS: tuple[QuantizerName, ...] = get_args(QuantizerName)
 WIDTHS = (2, 3, 4)
 RATES = (2.0, 2.5, 3.0, 3.5)
@@ -33,11 +39,21 @@ class Entry:
     @property
     def name(self) -> str:
         """Short and unique, fit for a directory."""
-        return f"{self.method.coordinates}-{self.method.quantizer}-{self.rate:g}"
+        method = self.method
+        learned = "" if method.transforms is None else f"-{method.transforms.stem}"
+        seed = f"-{method.seed}" if method.seed else ""
+        return f"{method.coordinates}{learned}{seed}-{method.quantizer}-{self.rate:g}"
 
     def key(self, *circumstances: str) -> str:
         """A digest of everything that determines the row: the entry, and digests of model, texts and windows."""
-        parts = [_PROCEDURE, dataclasses.asdict(self), *circumstances]
+        fields = dataclasses.asdict(self)
+        method = fields["method"]
+        method |= {"transforms": None if method["transforms"] is None else sha256_of(method["transforms"])}
+        # Defaults of fields that came later stay out, so that older rows keep their keys.
+        fields["method"] = {
+            name: value for name, value in method.items() if value or name not in ("seed", "transforms")
+        }
+        parts = [_PROCEDURE, fields, *circumstances]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -47,11 +63,21 @@ def make_grid(
     quantizers: Sequence[QuantizerName] = QUANTIZERS,
     widths: Sequence[int] = WIDTHS,
     rates: Sequence[float] = RATES,
+    seeds: int = 1,
+    transforms: Sequence[Path] = (),
 ) -> tuple[Entry, ...]:
     """Every quantizer in all coordinates at every rate; repetitions count once.
 
+    Args:
+        coordinates: their names.
+        quantizers: their names.
+        widths: of integers.
+        rates: of what is entropy-coded.
+        seeds: how many times to draw random coordinates.
+        transforms: files of ``learned`` coordinates.
+
     Raises:
-        OccError: there is no such width or rate, or nothing to do.
+        OccError: there is no such width or rate, nothing to do, or learned coordinates without their file.
 
     Example:
         >>> [entry.name for entry in make_grid(coordinates=["klt"], quantizers=["scalar"], rates=[2.0, 3.0])]
@@ -63,10 +89,16 @@ def make_grid(
     for rate in rates:
         if not 0 < rate <= 16:
             raise OccError(f"--rates {rate} is not a rate: choose numbers above 0, up to 16")
+    if ("learned" in coordinates) != bool(transforms):
+        raise OccError("--coordinates learned and --transforms FILE belong together: give both or neither")
+    if seeds < 1:
+        raise OccError(f"--seeds {seeds} draws nothing: choose 1 or more")
     entries = []
     for place in coordinates:
-        for quantizer in quantizers:
-            method = Method(coordinates=place, quantizer=quantizer)
+        drawn = range(seeds if place in RANDOM else 1)
+        variants = [(0, file) for file in transforms] if place == "learned" else [(seed, None) for seed in drawn]
+        for (seed, file), quantizer in itertools.product(variants, quantizers):
+            method = Method(coordinates=place, quantizer=quantizer, seed=seed, transforms=file)
             for rate in widths if method.is_integer else rates:
                 entries.append(Entry(method=method, rate=float(rate)))
     if not entries:

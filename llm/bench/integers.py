@@ -40,6 +40,8 @@ def compress_integers(
     bits: int,
     group_size: int,
     feedback: bool,
+    seed: int = 0,
+    transforms: Path | None = None,
     track: Track = lambda names, label: names,
 ) -> tuple[Sizes, float]:
     """Compress a model with asymmetric integers in groups into a directory that appears whole or not at all.
@@ -52,6 +54,8 @@ def compress_integers(
         bits: width of the integers of the linear layers.
         group_size: weights that share a float16 scale and a zero point.
         feedback: GPTQ; ``False`` rounds to the nearest.
+        seed: of random coordinates.
+        transforms: file of ``learned`` coordinates.
         track: shows progress.
 
     Returns:
@@ -61,7 +65,7 @@ def compress_integers(
         OccError: weights or statistics that cannot be used; the message names the matrix.
     """
     started = time.perf_counter()
-    settings = Settings(bits=float(bits), coordinates=coordinates, feedback=feedback)
+    settings = Settings(bits=float(bits), coordinates=coordinates, transforms=transforms, seed=seed, feedback=feedback)
     network = prepare_network(checkpoint.config, checkpoint.weights, statistics, settings)
     with tempfile.TemporaryDirectory(prefix="occ-factors-") as scratch:
         factors = Factors(Path(scratch), damping=settings.damping, feedback=True) if feedback else None

@@ -50,4 +50,5 @@ def measured_row(
         kl_mean=quality.kl_mean,
         kl_se=quality.kl_se,
         seconds=seconds,
+        kl_windows=quality.kl_windows,
     )

@@ -35,10 +35,21 @@ class Method:
         quantizer: ``int-rtn-G`` are asymmetric integers with a float16 scale for each group of G, rounded to the
             nearest; ``int-gptq-G`` the same with feedback; ``scalar`` and ``trellis-S`` are entropy-coded with
             feedback, ``scalar-rtn`` without. With ``finished``, row scales and gains are tuned afterwards.
+        seed: of random coordinates.
+        transforms: file of ``learned`` coordinates.
     """
 
     coordinates: CoordinateName
     quantizer: QuantizerName
+    seed: int = 0
+    transforms: Path | None = None
+
+    @property
+    def place(self) -> str:
+        """Name of the coordinates in tables."""
+        if self.transforms is not None:
+            return f"{self.coordinates} ({self.transforms.stem})"
+        return f"{self.coordinates} {self.seed}" if self.seed else self.coordinates
 
     @property
     def is_integer(self) -> bool:
@@ -126,6 +137,8 @@ def make_file(
             out,
             statistics,
             method.coordinates,
+            seed=method.seed,
+            transforms=method.transforms,
             bits=int(rate),
             group_size=method.parameter,
             feedback=method.feedback,
@@ -134,6 +147,8 @@ def make_file(
     settings = Settings(
         bits=rate + transform_bits,
         coordinates=method.coordinates,
+        transforms=method.transforms,
+        seed=method.seed,
         states=method.parameter,
         feedback=method.feedback,
         finish="always" if method.finished else "never",

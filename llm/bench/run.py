@@ -101,7 +101,7 @@ class Bench:
                     continue
                 fields = dataclasses.asdict(row)
                 self.records.add(key, fields)
-            rows.append(Row(**fields))
+            rows.append(Row(**fields | {"kl_windows": tuple(fields.get("kl_windows", ()))}))
         if not rows:
             raise OccError(next(iter(failures.values())))
         return Outcome(rows=tuple(rows), failures=failures)
@@ -159,7 +159,7 @@ class Bench:
                 place,
                 self._windows,
                 self._reference,
-                coordinates=method.coordinates,
+                coordinates=method.place,
                 quantizer=method.label,
                 feedback=method.feedback,
                 sizes=sizes,

@@ -6,7 +6,7 @@ from .fingerprint import Fingerprint, fingerprint
 from .head import draw, head_gradient, label_bits
 from .moments import CompensatedSum, gram, sum_of_squares, zero_sum
 from .sequential import QuantizedPrefix
-from .statistics import Statistics, rotate_statistics, sandwich, statistic_shapes
+from .statistics import Statistics, conjugate, moved_diagonal, rotate_statistics, sandwich, space_of, statistic_shapes
 from .storage import load_statistics, save_statistics
 from .text import calibration_windows, spread
 
@@ -18,6 +18,7 @@ __all__ = [
     "calibrate",
     "calibration_windows",
     "check_windows",
+    "conjugate",
     "draw",
     "fingerprint",
     "gram",
@@ -25,9 +26,11 @@ __all__ = [
     "label_bits",
     "load_or_calibrate",
     "load_statistics",
+    "moved_diagonal",
     "rotate_statistics",
     "sandwich",
     "save_statistics",
+    "space_of",
     "spread",
     "statistic_shapes",
     "sum_of_squares",

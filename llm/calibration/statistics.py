@@ -9,8 +9,8 @@ order and if inputs and output gradients are independent,
     D_{KL} \approx \tfrac12 \operatorname{tr}(G E H E^\top), \qquad
     H = \mathbb{E}[x x^\top], \quad G = \mathbb{E}[\nabla_y L \, \nabla_y L^\top]
 
-nats per token. Layers that write a space whose basis may be changed (the residual stream, the values) have all of
-:math:`G`; the others its diagonal :math:`g`.
+nats per token. Layers that write a space whose basis may be changed (the residual stream, queries, keys and values)
+have all of :math:`G`; the others its diagonal :math:`g`.
 """
 
 import dataclasses
@@ -18,9 +18,9 @@ from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
-from occ_jax.transforms import Transform, along_axis, blockwise
+from occ_jax.transforms import Identity, Transform, along_axis, chain, dual
 
 from ..config import ModelConfig
 from ..coordinates import Coordinates
@@ -41,7 +41,7 @@ INPUT_OF: Mapping[str, str] = {
 
 INPUTS = ("attention_in", "o_in", "mlp_in", "down_in")
 
-FULL_FISHER = frozenset({"v", "o", "down"})
+FULL_FISHER = frozenset({"q", "k", "v", "o", "down"})
 """Kinds of linear layers of a block with a full output Fisher matrix; the others have its diagonal."""
 
 HEAD_HESSIAN = "lm_head.hessian"
@@ -105,7 +105,7 @@ class Statistics:
         return np.diagonal(fisher) if fisher.ndim == 2 else fisher
 
     def fisher_matrix(self, weight: str) -> Float[np.ndarray, "d_out d_out"]:
-        """Full Fisher of the outputs of ``v_proj``, ``o_proj``, ``down_proj`` or of the embedding.
+        """Full Fisher of the outputs of a layer in :data:`FULL_FISHER`, or of the embedding.
 
         Raises:
             ValueError: only the diagonal was collected.
@@ -175,53 +175,91 @@ def statistic_shapes(config: ModelConfig, *, fisher: bool = True) -> dict[str, t
 def rotate_statistics(statistics: Statistics, coordinates: Coordinates) -> Statistics:
     r"""The statistics of the same network in other coordinates, as calibrating it there would give them.
 
-    Every second moment and Fisher matrix of a space with the orthonormal basis change :math:`T` becomes
-    :math:`T H T^\top`. Lazy: nothing is read here. The hidden units' transform is not fused into a network
+    Where the inputs of a layer go through :math:`T`, their second moment becomes :math:`T H T^\top`; where its outputs
+    do, their gradients go through the dual :math:`T^{-\top}` and so does their Fisher matrix, on both sides. Lazy:
+    nothing is read here. The hidden units' transform is not fused into a network
     (:class:`~occ_llm.coordinates.Coordinates`), it belongs to the coded ``down_proj``, whose inputs are moved here too.
 
     Args:
         statistics: in original coordinates.
-        coordinates: the basis of every space.
+        coordinates: the transform of every space.
 
     Raises:
-        ValueError: a transform is not orthonormal.
+        ValueError: the transform of the residual stream or of the hidden units is not orthonormal.
     """
-    spaces = _spaces(statistics.config, coordinates)
-    for name, transform in spaces.items():
+    hidden = chain(*(coordinates.hidden_of(layer) for layer in range(max(1, len(coordinates.blocks)))))
+    for name, transform in (("residual stream", coordinates.residual), ("hidden units", hidden)):
         if not transform.is_orthonormal:
-            raise ValueError(f"the transform of the {name} is not orthonormal: statistics follow rotations only")
+            raise ValueError(f"the transform of the {name} is not orthonormal: it has to be a rotation")
     rules: dict[str, Callable[[Weights], np.ndarray]] = {}
     for name in statistics.tensors:
-        if (space := _space_of(name)) is not None:
-            rules[name] = _sandwiched(name, spaces[space])
+        transform = space_of(statistics.config, name, coordinates)
+        if not isinstance(transform, Identity):
+            rules[name] = _moved(name, transform)
     return dataclasses.replace(statistics, tensors=DerivedWeights(statistics.tensors, rules))
 
 
-def sandwich(transform: Transform, matrix: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d d"]:
-    r""":math:`T M T^\top` of a symmetric matrix, symmetric to the last bit."""
-    moved = along_axis(transform, 0).forward(transform.forward(jnp.asarray(matrix)))
-    return np.asarray((moved + moved.T) / 2)
-
-
-def _spaces(config: ModelConfig, coordinates: Coordinates) -> dict[str, Transform]:
-    per_head = blockwise(coordinates.values, config.head_dim)
-    return {"residual stream": coordinates.residual, "values": per_head, "hidden units": coordinates.hidden}
-
-
-def _space_of(name: str) -> str | None:
-    """The space that both sides of a statistic live in; None for counts and diagonals."""
+def space_of(config: ModelConfig, name: str, coordinates: Coordinates) -> Transform:
+    """Transform of the vectors whose second moment a statistic is: inputs of layers, or gradients of their outputs."""
     stem, _, quantity = name.rpartition(".")
+    layer = layer_of(name)
     if quantity == "hessian":
-        tap = stem.rpartition(".")[2]
-        return {"o_in": "values", "down_in": "hidden units"}.get(tap, "residual stream")
-    kind = kind_of(stem + ".weight")
-    if quantity == "fisher" and (kind in FULL_FISHER or kind == "embedding"):
-        return "values" if kind == "v" else "residual stream"
-    return None
+        return _input_space(config, layer, stem.rpartition(".")[2], coordinates)
+    if quantity != "fisher" or (kind := kind_of(stem + ".weight")) == "head":
+        return Identity()
+    if kind in ("embedding", "o", "down"):
+        return coordinates.residual
+    assert layer is not None, name
+    match kind:
+        case "v":
+            return dual(coordinates.values_of(config, layer))
+        case "k":
+            return dual(coordinates.keys_of(config, layer))
+        case "q":
+            return coordinates.keys_of(config, layer, queries=True)
+        case "up":
+            return dual(coordinates.block(layer).units)
+    return Identity()
 
 
-def _sandwiched(name: str, transform: Transform) -> Callable[[Weights], np.ndarray]:
-    return lambda source: sandwich(transform, source[name])
+def _input_space(config: ModelConfig, layer: int | None, tap: str, coordinates: Coordinates) -> Transform:
+    if layer is None or tap in ("attention_in", "mlp_in"):
+        return coordinates.residual
+    if tap == "o_in":
+        return coordinates.values_of(config, layer, queries=True)
+    return chain(coordinates.block(layer).units, coordinates.hidden_of(layer))
+
+
+def conjugate(transform: Transform, moment: Float[Array, "d d"]) -> Float[Array, "d d"]:
+    r""":math:`T M T^\top` of a symmetric matrix, symmetric to the last bit; differentiable."""
+    moved = along_axis(transform, 0).forward(transform.forward(moment))
+    return (moved + moved.T) / 2
+
+
+def sandwich(transform: Transform, matrix: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d d"]:
+    """:func:`conjugate` on the host."""
+    return np.asarray(conjugate(transform, jnp.asarray(matrix)))
+
+
+def moved_diagonal(transform: Transform, moment: Float[Array, "d *columns"]) -> Float[Array, " d"]:
+    r"""Diagonal of :math:`T M T^\top`, of a matrix or of the diagonal of one; differentiable.
+
+    Of a diagonal, ``T`` must be diagonal itself.
+    """
+    if moment.ndim == 1:
+        return jnp.square(transform.forward(jnp.ones_like(moment))) * moment
+    basis = transform.forward(jnp.eye(moment.shape[0], dtype=moment.dtype))  # its transpose is T
+    return jnp.sum(along_axis(transform, 0).forward(moment) * basis.T, axis=1)
+
+
+def _moved(name: str, transform: Transform) -> Callable[[Weights], np.ndarray]:
+    def rule(source: Weights) -> np.ndarray:
+        moment = source[name]
+        if moment.ndim == 2:
+            return sandwich(transform, moment)
+        return np.asarray(moved_diagonal(transform, jnp.asarray(moment)))
+
+    return rule
 
 
 def _layer(weight: str) -> int:

@@ -122,6 +122,7 @@ def load_statistics(path: Path) -> Statistics:
         raise OccError(f"{path}: no such statistics file; make it with occ calibrate.")
     with _opened(path) as file:
         metadata, names = file.metadata() or {}, tuple(file.keys())
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
     if metadata.get("format") != FORMAT:
         raise OccError(f"{path}: holds no calibration statistics; make them with occ calibrate.")
     if metadata.get("version") != str(VERSION):
@@ -135,8 +136,8 @@ def load_statistics(path: Path) -> Statistics:
         num_tokens=int(metadata["num_tokens"]),
         fingerprint=Fingerprint(**json.loads(metadata["fingerprint"])),
     )
-    if set(names) != set(statistic_shapes(config, fisher=statistics.has_fisher)):
-        raise OccError(f"{path}: some statistics of the model are missing; calibrate again.")
+    if shapes != statistic_shapes(config, fisher=statistics.has_fisher):
+        raise OccError(f"{path}: some statistics of the model are missing or have another shape; calibrate again.")
     return statistics
 
 

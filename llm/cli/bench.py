@@ -16,6 +16,7 @@ from ..bench.methods import QuantizerName
 from ..bench.records import Records
 from ..calibration import Statistics, calibration_windows, load_or_calibrate
 from ..checkpoints import Checkpoint, load_checkpoint
+from ..checkpoints.named import sha256_of
 from ..compression import CalibrationTokens, Settings
 from ..compression.network import prepare_network
 from ..compression.settings import STATES
@@ -49,6 +50,10 @@ class BenchCommand:
     """Quantizers: integers with shared scales, or entropy-coded; `rtn` has no feedback."""
     coordinates: tuple[CoordinateName, ...] = COORDINATES
     """Coordinates; `klt-inputs` stores the eigenbasis of every layer's inputs and counts it."""
+    transforms: tuple[Path, ...] = ()
+    """With `learned` among the coordinates: files that `occ learn` wrote for this model."""
+    seeds: int = 1
+    """How many times to draw random coordinates."""
     rates: tuple[float, ...] = RATES
     """Bits per linear weight of the entropy-coded files, side information included but the bases of `klt-inputs`."""
     widths: tuple[int, ...] = WIDTHS
@@ -77,7 +82,14 @@ class BenchCommand:
     def run(self) -> None:
         """Calibrate, then run the grid or measure the distances."""
         terminal = Terminal(json_only=self.json)
-        grid = make_grid(coordinates=self.coordinates, quantizers=self.methods, widths=self.widths, rates=self.rates)
+        grid = make_grid(
+            coordinates=self.coordinates,
+            quantizers=self.methods,
+            widths=self.widths,
+            rates=self.rates,
+            seeds=self.seeds,
+            transforms=self.transforms,
+        )
         self._check()
         checkpoint = load_checkpoint(self.model)
         calibration, evaluation = self._texts()
@@ -164,14 +176,18 @@ class BenchCommand:
 
     def _measure_distances(self, checkpoint: Checkpoint, statistics: Statistics, terminal: Terminal) -> None:
         records = Records(self.out / "distances-kept.json")
-        settings = [Settings(bits=1.0, coordinates=place) for place in self.coordinates]
+        variants = [
+            (place, file) for place in self.coordinates for file in (self.transforms if place == "learned" else (None,))
+        ]
+        settings = [Settings(bits=1.0, coordinates=place, transforms=file) for place, file in variants]
         summary = []
         for setting in settings:
             network = prepare_network(checkpoint.config, checkpoint.weights, statistics, setting)
             names = sampled_matrices(network, self.layers)
             for states in self.states:
                 for rate in self.rates:
-                    key = f"{statistics.fingerprint.digest} {setting.coordinates} {states} {rate:g} {self.layers}"
+                    place = setting.coordinates if setting.transforms is None else sha256_of(setting.transforms)
+                    key = f"{statistics.fingerprint.digest} {place} {states} {rate:g} {self.layers}"
                     if (kept := records.get(key)) is None:
                         found = _distances(network, names, states, rate, terminal)
                         kept = {"layers": [dataclasses.asdict(distance) for distance in found]}

@@ -69,7 +69,9 @@ def require_same_tokens(model: Checkpoint, reference: Checkpoint) -> None:
 
 def show_quality(terminal: Terminal, name: str, quality: Quality) -> None:
     """One row per measured quantity."""
-    rows = [(field.replace("_", " "), value) for field, value in dataclasses.asdict(quality).items()]
+    fields = dataclasses.asdict(quality)
+    fields.pop("kl_windows")
+    rows = [(field.replace("_", " "), value) for field, value in fields.items()]
     terminal.table(name, ("quantity", "value"), rows)
 
 

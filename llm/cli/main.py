@@ -13,12 +13,13 @@ import tyro
 from occ_jax.errors import InputError
 
 from ..checkpoints.named import cache_directory
-from .analyse import Inspect, Models
 from .analyze import Analyze
 from .bench import BenchCommand
 from .compress import Calibrate, Compress, Decompress
 from .demo import Demo
 from .evaluate import Evaluate, Generate
+from .inspection import Inspect, Models
+from .learn import Learn
 
 DESCRIPTION = "Compress language models: a model in, a smaller file out, and the measurements between."
 
@@ -33,6 +34,7 @@ COMMANDS = {
     "demo": Demo,
     "bench": BenchCommand,
     "analyze": Analyze,
+    "learn": Learn,
     # Commands of other packages: dataclasses with a method run(), which raises InputError for what the user can mend.
     **{point.name: point.load() for point in sorted(entry_points(group="occ.commands"))},
 }

@@ -93,6 +93,12 @@ def predict(
     return Target(tokens=tokens, hidden=np.stack(hidden), head=original.head)
 
 
+def cut_shorter(tokens: Int[np.ndarray, "windows length"], window: int) -> Int[np.ndarray, "more shorter"]:
+    """Cut every window into shorter ones; the remainder of each is dropped."""
+    window = min(window, tokens.shape[1])
+    return tokens[:, : tokens.shape[1] // window * window].reshape(-1, window)
+
+
 def finish(
     model: LanguageModel,
     target: Target,
@@ -126,7 +132,7 @@ def finish(
         return optax.apply_updates(parameters, updates), state, divergence
 
     log = []
-    for window in progress(list(_visits(len(target.tokens), settings.steps))):
+    for window in progress(list(visits(len(target.tokens), settings.steps))):
         tokens, hidden = jnp.asarray(target.tokens[window]), jnp.asarray(target.hidden[window])
         parameters, state, divergence = step(parameters, state, params, target.head, tokens, hidden)
         log.append(float(divergence))
@@ -175,7 +181,23 @@ def _divergence(
         attach=lambda y, logarithm: y * jnp.exp(logarithm)[None, None],
         remat=remat,
     )
-    own_head = output_matrix(params)
+    return mean_divergence(states[0], output_matrix(params), hidden, head)
+
+
+def mean_divergence(
+    states: Float[Array, "length own_width"],
+    own_head: Float[Array, "vocab own_width"],
+    hidden: Float[Array, "length width"],
+    head: Float[Array, "vocab width"],
+) -> Float[Array, ""]:
+    """Mean divergence of the predictions at some positions from the original's, nats per token; differentiable.
+
+    Args:
+        states: final hidden states.
+        own_head: output matrix.
+        hidden: the original's final hidden states.
+        head: its output matrix.
+    """
 
     @jax.checkpoint
     def of_positions(rows: tuple[Array, Array]) -> Array:
@@ -185,10 +207,10 @@ def _divergence(
         )
         return jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1)
 
-    return jnp.mean(jax.lax.map(of_positions, (states[0], hidden), batch_size=POSITIONS))
+    return jnp.mean(jax.lax.map(of_positions, (states, hidden), batch_size=POSITIONS))
 
 
-def _visits(count: int, steps: int) -> Iterator[int]:
+def visits(count: int, steps: int) -> Iterator[int]:
     """Windows in shuffled order, all of them before one comes again; the same on every machine."""
     order = np.random.default_rng(0)
     for first in range(0, steps, count):

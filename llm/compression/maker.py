@@ -25,7 +25,7 @@ from ..parallel import in_pairs
 from ..roles import is_linear, layer_of
 from .allocation import Allocation, allocate
 from .compressor import Compressor, encode_rest
-from .finishing import FinishSettings, Target, Tuned, finish, predict
+from .finishing import FinishSettings, Target, Tuned, cut_shorter, finish, predict
 from .settings import Settings
 from .sizes import Sizes, linear_bits, measure_sizes
 from .staging import Staging
@@ -208,7 +208,7 @@ class Maker:
         assert self._tokens is not None
         settings = FinishSettings(steps=self._settings.finish_steps)
         if self._target is None:
-            windows = _cut(self._tokens.finishing, settings.window)[: settings.steps]
+            windows = cut_shorter(self._tokens.finishing, settings.window)[: settings.steps]
             self._target = predict(self._original(), windows, lambda rows: self._track(rows, "predict"))
         with tempfile.TemporaryDirectory(prefix="occ-finish-") as scratch:
             self._write(Path(scratch), coded)
@@ -257,12 +257,6 @@ def _blocks(names: Sequence[str]) -> dict[str, list[str]]:
 def _open(directory: Path) -> LanguageModel:
     opened = read_compressed_directory(directory)
     return LanguageModel.from_weights(opened.config, opened.weights)
-
-
-def _cut(tokens: Int[np.ndarray, "windows length"], window: int) -> Int[np.ndarray, "more shorter"]:
-    """Cut every window into shorter ones; the remainder of each is dropped."""
-    window = min(window, tokens.shape[1])
-    return tokens[:, : tokens.shape[1] // window * window].reshape(-1, window)
 
 
 def _apply(tuned: Tuned, coded: dict[str, CodedTensor]) -> dict[str, CodedTensor]:

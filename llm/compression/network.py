@@ -16,7 +16,8 @@ from ..calibration.statistics import sandwich
 from ..config import ModelConfig
 from ..coordinates import HEAD_MIX, Coordinates, choose_coordinates, rotate
 from ..folding import fold_norms, folded_gains
-from ..roles import EMBEDDING, FINAL_NORM, HEAD, LINEAR_KINDS, is_linear, kind_of
+from ..roles import EMBEDDING, FINAL_NORM, HEAD, LINEAR_KINDS, is_linear, kind_of, layer_of
+from ..stored_coordinates import load_coordinates
 from ..weights import Weights
 from .input_bases import BASIS_BITS, InputBases
 from .sensitivity import Sensitivity, sensitivity_of
@@ -70,7 +71,8 @@ class Network:
         """Transform along a matrix's columns that is stored with it, as a decoder has it; mostly the identity."""
         if self.input_bases is not None and is_linear(name):
             return self.input_bases.decoded(name)
-        return self.coordinates.hidden if kind_of(name) == "down" else Identity()
+        layer = layer_of(name)
+        return self.coordinates.hidden_of(layer) if kind_of(name) == "down" and layer is not None else Identity()
 
     def written_transform(self, name: str) -> Transform:
         """What to write, at :data:`BASIS_BITS`, so that a decoder has :meth:`stored_transform`."""
@@ -113,12 +115,9 @@ def prepare_network(config: ModelConfig, weights: Weights, statistics: Statistic
         statistics: of the folded network in original coordinates.
         settings: name of the coordinates, and the seed of random ones.
     """
-    moment = statistics.residual_moment() if settings.coordinates == "klt" else None
-    key = jax.random.key(settings.seed)
-    coordinates = choose_coordinates(settings.coordinates, config, key=key, second_moment=moment)
+    coordinates = _chosen(config, statistics, settings)
     basis = coordinates.residual
-    # The basis that a decoder will have: a stored matrix is rounded, and the network is rotated by the rounded one.
-    coordinates = replace(coordinates, residual=stored_transform(basis, matrix_bits=BASIS_BITS))
+    coordinates = as_decoded(coordinates)
     return Network(
         config=config,
         original=weights,
@@ -128,3 +127,22 @@ def prepare_network(config: ModelConfig, weights: Weights, statistics: Statistic
         basis=basis,
         input_bases=InputBases(statistics) if settings.coordinates == "klt-inputs" else None,
     )
+
+
+def as_decoded(coordinates: Coordinates) -> Coordinates:
+    """What a decoder will have: a stored matrix is rounded, and the network is moved by the rounded one."""
+    return replace(
+        coordinates,
+        residual=stored_transform(coordinates.residual, matrix_bits=BASIS_BITS),
+        blocks=tuple(
+            replace(block, hidden=stored_transform(block.hidden, matrix_bits=BASIS_BITS))
+            for block in coordinates.blocks
+        ),
+    )
+
+
+def _chosen(config: ModelConfig, statistics: Statistics, settings: Settings) -> Coordinates:
+    if settings.transforms is not None:
+        return load_coordinates(settings.transforms, config, model_digest=statistics.fingerprint.model)
+    moment = statistics.residual_moment() if settings.coordinates == "klt" else None
+    return choose_coordinates(settings.coordinates, config, key=jax.random.key(settings.seed), second_moment=moment)

@@ -1,6 +1,7 @@
 """What a user chooses about a compression; everything else follows from the model and the text."""
 
 import dataclasses
+from pathlib import Path
 from typing import Literal
 
 from ..coordinates import CoordinateName
@@ -27,7 +28,9 @@ class Settings:
     step: float | None = None
     """The global quantization step itself (in units in which every error costs the same): smaller is finer."""
     coordinates: CoordinateName = "identity"
-    """Basis of the residual stream, fused into the network."""
+    """Basis of the residual stream, fused into the network; `learned` are those of --transforms."""
+    transforms: Path | None = None
+    """Transforms that `occ learn` wrote for this model."""
     states: int = 8
     """States of the trellis; 1 is scalar quantization. More are slower and better: 8 take twice the time of 1."""
     feedback: bool = True
@@ -53,6 +56,8 @@ class Settings:
             raise OccError(f"--finish-steps {self.finish_steps} tunes nothing: choose 1 or more, or --finish never")
         if self.states not in STATES:
             raise OccError(f"--states {self.states} is not a trellis: choose one of {', '.join(map(str, STATES))}")
+        if (self.coordinates == "learned") != (self.transforms is not None):
+            raise OccError("--coordinates learned and --transforms FILE belong together: give both or neither")
         if not 0 < self.damping <= 1:
             raise OccError(f"--damping {self.damping} is out of range: choose a number above 0, up to 1")
 

@@ -17,7 +17,7 @@ from occ_jax.codec import CodedTensor, FormatError, open_container, write_contai
 from occ_jax.quantization.codebook import Codebook, codebook_from_bytes, codebook_to_bytes
 
 from ..calibration import Fingerprint
-from ..checkpoints.named import cache_directory
+from ..checkpoints.named import cache_directory, sha256_of
 from .allocation import Allocation
 from .settings import Settings
 
@@ -123,5 +123,8 @@ def staging_directory(fingerprint: Fingerprint, settings: Settings, *tokens: Int
         tokens: other text that the compression sees.
     """
     seen = [None if array is None else hashlib.sha256(array.astype("<i4").tobytes()).hexdigest() for array in tokens]
-    identity = json.dumps([fingerprint.digest, dataclasses.asdict(settings), seen, 2], sort_keys=True)
+    chosen = dataclasses.asdict(settings)
+    if (learned := chosen.pop("transforms")) is not None:
+        chosen["transforms"] = sha256_of(learned) if learned.is_file() else str(learned)
+    identity = json.dumps([fingerprint.digest, chosen, seen, 2], sort_keys=True)
     return cache_directory() / "unfinished" / hashlib.sha256(identity.encode()).hexdigest()[:32]

@@ -88,7 +88,7 @@ def survey(
 
 
 def _premises(settings: Settings) -> tuple:
-    return settings.coordinates, settings.seed, settings.damping, settings.feedback
+    return settings.coordinates, settings.transforms, settings.seed, settings.damping, settings.feedback
 
 
 def _groups(network: Network, factors: Factors) -> dict[str, list[str]]:

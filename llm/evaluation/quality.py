@@ -39,6 +39,7 @@ class Quality:
         windows: number of windows.
         tokens: number of predicted tokens.
         seconds: wall time.
+        kl_windows: mean divergence of each window, for paired comparisons of two models on the same text.
     """
 
     perplexity: float
@@ -51,6 +52,7 @@ class Quality:
     windows: int
     tokens: int
     seconds: float
+    kl_windows: tuple[float, ...] = ()
 
 
 class Reference:
@@ -142,6 +144,7 @@ def evaluate(
         windows=len(windows.tokens),
         tokens=windows.num_predictions,
         seconds=time.perf_counter() - started,
+        kl_windows=() if reference is None else tuple(measured[1].mean(1, dtype=np.float64).tolist()),
     )
 
 

@@ -15,6 +15,7 @@ from occ_jax.transforms import (
     DCT,
     KLT,
     AlongAxis,
+    BlockDiagonal,
     Blockwise,
     Butterfly,
     Chain,
@@ -22,10 +23,12 @@ from occ_jax.transforms import (
     Identity,
     Inverse,
     Kronecker,
+    PlaneRotation,
     RealFFT,
     Rotation,
     Scaling,
     Transform,
+    block_diagonal,
     num_pairs,
 )
 
@@ -169,12 +172,36 @@ def leaves_axis(spec: Any) -> bool:
     return isinstance(spec, Mapping) and (spec.get("name") == "along_axis" or leaves_axis(spec.get("of")))
 
 
-def _write_butterfly(item: Butterfly, bits: int) -> tuple[dict[str, Any], bytes]:
+def _write_blocks(item: BlockDiagonal, bits: int) -> tuple[dict[str, Any], bytes]:
+    fields, data = _write_chain(Chain(tuple(item.blocks())), bits)
+    return {**fields, "size": item.size}, data
+
+
+def _read_blocks(spec: Mapping[str, Any], data: ByteReader, depth: int) -> BlockDiagonal:
+    return block_diagonal(list(_read_chain(spec, data, depth).transforms), _field(spec, "size", data, 1, 2**31 - 1))
+
+
+def _angle_levels(angles: Any, bits: int) -> tuple[np.ndarray, int]:
     exponent = min(bits + 2, 14)
-    angles = np.asarray(item.angles, np.float64) / np.pi
+    turns = np.asarray(angles, np.float64) / np.pi
     # The odd end of (-1, 1] half turns is the even one: angles are periodic.
-    levels = np.rint(np.ldexp(angles - 2 * np.round(angles / 2), exponent)).astype(np.int32)
-    fields = {"size": item.size, "sweeps": len(angles), "exponent": exponent}
+    return np.rint(np.ldexp(turns - 2 * np.round(turns / 2), exponent)).astype(np.int32), exponent
+
+
+def _write_planes(item: PlaneRotation, bits: int) -> tuple[dict[str, Any], bytes]:
+    levels, exponent = _angle_levels(item.angles, bits)
+    return {"size": item.size, "exponent": exponent}, write_levels(levels) if levels.size else b""
+
+
+def _read_planes(spec: Mapping[str, Any], data: ByteReader, _: int) -> PlaneRotation:
+    size, exponent = _field(spec, "size", data, 1, MAX_BUTTERFLY[0]), _field(spec, "exponent", data, 0, 14)
+    levels = read_levels(data, size // 2) if size > 1 else np.zeros(0)
+    return PlaneRotation(jnp.asarray(np.ldexp(levels * np.pi, -exponent), jnp.float32), size)
+
+
+def _write_butterfly(item: Butterfly, bits: int) -> tuple[dict[str, Any], bytes]:
+    levels, exponent = _angle_levels(item.angles, bits)
+    fields = {"size": item.size, "sweeps": len(levels), "exponent": exponent}
     return fields, b"".join(write_levels(sweep) for sweep in levels)
 
 
@@ -277,6 +304,8 @@ _FORMS: Mapping[str, _Form] = {
         read=lambda spec, data, _: Rotation(jnp.asarray(read_orthogonal(spec, data))),
     ),
     "butterfly": _Form(kind=Butterfly, write=_write_butterfly, read=_read_butterfly),
+    "block_diagonal": _Form(kind=BlockDiagonal, write=_write_blocks, read=_read_blocks),
+    "plane_rotation": _Form(kind=PlaneRotation, write=_write_planes, read=_read_planes),
     "kronecker": _Form(kind=Kronecker, write=_write_kronecker, read=_read_kronecker),
     "scaling": _Form(kind=Scaling, write=_write_scaling, read=_read_scaling),
     "klt": _Form(kind=KLT, write=_write_klt, read=_read_klt),

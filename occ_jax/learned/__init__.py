@@ -1,8 +1,10 @@
 """Learned coordinates: parametrised transforms, differentiable rates, and their training (which needs optax)."""
 
+from occ_jax.learned.control import gaussian_control
 from occ_jax.learned.fit import FitLog, Fitted, LossFn, Step, fit
 from occ_jax.learned.labels import FROZEN, TRAINED, default_labels
 from occ_jax.learned.losses import (
+    WATER_LMBDA,
     RateDistortion,
     affine_reconstruction,
     code_length,
@@ -10,6 +12,7 @@ from occ_jax.learned.losses import (
     relax,
     scale_field,
     scale_field_bits,
+    water_filled,
 )
 from occ_jax.learned.orthogonal import (
     Cayley,
@@ -25,6 +28,7 @@ from occ_jax.learned.stored import load_transforms, save_transforms
 __all__ = [
     "FROZEN",
     "TRAINED",
+    "WATER_LMBDA",
     "Cayley",
     "FitLog",
     "Fitted",
@@ -38,6 +42,7 @@ __all__ = [
     "default_labels",
     "fit",
     "fitted_model",
+    "gaussian_control",
     "householder",
     "load_transforms",
     "materialize",
@@ -47,4 +52,5 @@ __all__ = [
     "save_transforms",
     "scale_field",
     "scale_field_bits",
+    "water_filled",
 ]

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from occ_jax.learned.orthogonal import Cayley, Householder
-from occ_jax.transforms import Butterfly, Scaling, Transform
+from occ_jax.transforms import Butterfly, PlaneRotation, Scaling, Transform
 
 FROZEN = "frozen"
 """Label of leaves that no gradient is taken of."""
@@ -16,7 +16,7 @@ TRAINED = "trained"
 def default_labels(params: object) -> object:
     """Train what has free parameters; keep what a transform merely holds.
 
-    Trained are the leaves of Cayley, Householder, butterfly and scaling transforms, and float arrays that stand
+    Trained are the leaves of Cayley, Householder, butterfly, plane and scaling transforms, and float arrays that stand
     outside of any transform. Frozen are the start of a Cayley transform, the leaves of all other transforms (a basis or
     signs, which a gradient step would destroy), and integers.
 
@@ -38,7 +38,7 @@ def _is_single(item: object) -> bool:
 
 
 def _label(item: object) -> object:
-    if isinstance(item, Cayley | Householder | Butterfly | Scaling):
+    if isinstance(item, Cayley | Householder | Butterfly | PlaneRotation | Scaling):
         return jax.tree_util.tree_map_with_path(lambda path, _: FROZEN if path[-1].name == "start" else TRAINED, item)
     if isinstance(item, Transform):
         return jax.tree.map(lambda _: FROZEN, item)

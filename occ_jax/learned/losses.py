@@ -41,6 +41,10 @@ Family = Literal["gaussian", "laplace", "generalized_gaussian"]
 Scales = Literal["tensor", "rows", "columns", "field"]
 """What has a scale of its own: the tensor, each row, each column, or each row and each column (their product)."""
 
+_WATER_LEVEL = 1 / 12
+WATER_LMBDA = float(np.log2(np.e) / (2 * _WATER_LEVEL))
+"""Bits that a squared step of distortion is worth where rate and distortion are in balance."""
+
 _GAUSSIAN_BITS = float(np.log2(2 * np.pi * np.e) / 2)
 _LOG2_E = float(np.log2(np.e))
 
@@ -167,6 +171,37 @@ def scale_field_bits(
     energy = jnp.square(t.astype(rows.dtype)) / (rows * columns)
     log_scales = (jnp.log2(rows).mean() + jnp.log2(columns).mean()) / 2
     return log_scales + _LOG2_E / 2 * (energy.mean() - 1) + _GAUSSIAN_BITS
+
+
+def water_filled(t: Float[Array, "rows columns"], *, floor: float = 1e-6) -> RateDistortion:
+    r"""Rate and distortion of Gaussian coefficients of which some lie under the water level.
+
+    .. math::
+
+        R = \operatorname{mean}_{ij} \tfrac12 \log_2^+ \frac{\sigma_{ij}^2}{\theta}, \qquad
+        D = \operatorname{mean}_{ij} \min(\sigma_{ij}^2, \theta), \qquad \theta = \tfrac1{12}
+
+    for ``t`` in steps, :math:`\sigma_{ij}^2 = \alpha_i^2 \beta_j^2` its field. The rate-distortion function of the
+    field, at the distortion that rounding has at high rate; the rate of a scalar quantizer lies up to
+    :math:`\tfrac12 \log_2 \tfrac{2 \pi e}{12} = 0.254` bits above it. With :data:`WATER_LMBDA` the Lagrangian has a
+    gradient everywhere, which above the level is that of :func:`scale_field_bits`.
+
+    Args:
+        t: coefficients, in steps.
+        floor: least mean square of a row or column.
+
+    Example:
+        >>> point = water_filled(jnp.asarray([[4.0, 0.01]] * 2))
+        >>> print(point.bits.round(2), point.distortion.round(3))
+        1.9 0.042
+
+    References:
+        Cover & Thomas, Elements of Information Theory, section 10.3.3.
+    """
+    rows, columns = scale_field(t, floor=floor)
+    variance = rows * columns
+    bits = jnp.log2(jnp.maximum(variance, _WATER_LEVEL) / _WATER_LEVEL).mean() / 2
+    return RateDistortion(bits, jnp.minimum(variance, _WATER_LEVEL).mean())
 
 
 def fitted_model(t: Float[Array, "rows columns"], family: Family, scales: Scales = "tensor") -> EntropyModel:

@@ -7,7 +7,8 @@ parameters are made of these and of the transforms that have parameters of their
 :func:`~occ_jax.transforms.blockwise`, and a :class:`~occ_jax.transforms.Scaling` after a rotation.
 """
 
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -219,14 +220,17 @@ def materialize(tree: _T) -> _T:
     """The same transforms with every :class:`Cayley` and :class:`Householder` inside multiplied out to a rotation.
 
     Differentiable: call it once in a loss that applies one transform to many tensors, and before a transform is
-    stored, since a file holds the matrix and not its parameters.
+    stored, since a file holds the matrix and not its parameters. Stacks of transforms, with leading axes on all leaves,
+    become stacks of rotations.
 
     Example:
         >>> from occ_jax.transforms import blockwise
         >>> type(materialize(blockwise(cayley(4), 4)).transform).__name__
         'Rotation'
     """
-    return jax.tree.map(lambda t: t.rotation() if _is_dense(t) else t, tree, is_leaf=_is_dense)
+    return jax.tree.map(
+        lambda t: _over_stack(lambda one: one.rotation(), t) if _is_dense(t) else t, tree, is_leaf=_is_dense
+    )
 
 
 def _is_dense(item: object) -> bool:
@@ -244,12 +248,19 @@ def orthogonality_error(tree: object) -> Float[Array, ""]:
         True
     """
     found = [t for t in jax.tree.leaves(tree, is_leaf=_is_parametrised) if _is_parametrised(t)]
-    errors = [_probe(t) for t in found]
+    errors = [jnp.max(_over_stack(_probe, t)) for t in found]
     return jnp.max(jnp.stack(errors)) if errors else jnp.zeros((), jnp.float32)
 
 
 def _is_parametrised(item: object) -> bool:
     return isinstance(item, Cayley | Householder | Butterfly)
+
+
+def _over_stack(f: Callable, t: Transform) -> Any:
+    """``f`` of a transform, or of every one of a stack (or stack of stacks) of them."""
+    for _ in range(jax.tree.leaves(t)[0].ndim - 2):
+        f = jax.vmap(f)
+    return f(t)
 
 
 def _probe(t: Cayley | Householder | Butterfly) -> Float[Array, ""]:

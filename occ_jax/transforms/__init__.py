@@ -14,17 +14,21 @@ from .base import (
     inverse,
 )
 from .butterfly import Butterfly, butterfly, num_pairs
+from .dual import dual
 from .frequency import DCT, RealFFT
 from .hadamard import Hadamard, hadamard, hartley_matrix, random_hadamard, sylvester_matrix
 from .klt import KLT, klt
 from .kronecker import Kronecker, kronecker, kronecker_apply
+from .planes import PlaneRotation
 from .rotation import Rotation, apply_matrix, random_rotation
 from .scaling import Scaling
+from .stacked import BlockDiagonal, block_diagonal
 
 __all__ = [
     "DCT",
     "KLT",
     "AlongAxis",
+    "BlockDiagonal",
     "Blockwise",
     "Butterfly",
     "Chain",
@@ -32,15 +36,18 @@ __all__ = [
     "Identity",
     "Inverse",
     "Kronecker",
+    "PlaneRotation",
     "RealFFT",
     "Rotation",
     "Scaling",
     "Transform",
     "along_axis",
     "apply_matrix",
+    "block_diagonal",
     "blockwise",
     "butterfly",
     "chain",
+    "dual",
     "hadamard",
     "hartley_matrix",
     "identity",

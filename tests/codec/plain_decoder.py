@@ -299,6 +299,21 @@ def transform_matrix(spec, n, reader):
     if name == "scaling":
         assert spec["size"] == n
         return np.diag(2.0 ** (np.array(read_level_vector(reader, n)) / 2 ** spec["exponent"]))
+    if name == "plane_rotation":
+        assert spec["size"] == n
+        levels = read_level_vector(reader, n // 2) if n > 1 else []
+        t = np.eye(n)
+        for k, level in enumerate(levels):
+            i, j, angle = k, k + n - n // 2, level * math.pi / 2 ** spec["exponent"]
+            c, s = math.cos(angle), math.sin(angle)
+            t[i], t[j] = c * t[i] - s * t[j], s * t[i] + c * t[j]
+        return t
+    if name == "block_diagonal":
+        t = np.zeros((n, n))
+        for k, block in enumerate(spec["of"]):
+            place = slice(k * spec["size"], (k + 1) * spec["size"])
+            t[place, place] = transform_matrix(block, spec["size"], reader)
+        return t
     if name == "butterfly":
         assert spec["size"] == n
         return butterfly_matrix(n, spec["sweeps"], spec["exponent"], reader)

@@ -26,10 +26,12 @@ from occ_jax.transforms import (
     Identity,
     Inverse,
     Kronecker,
+    PlaneRotation,
     RealFFT,
     Rotation,
     Scaling,
     Transform,
+    block_diagonal,
     hadamard,
     klt,
     num_pairs,
@@ -55,6 +57,10 @@ TRANSFORMS: list[Transform] = [
     Butterfly(jnp.asarray(np.random.default_rng(2).uniform(-9, 9, (3, num_pairs(N))), jnp.float32), N),
     Kronecker((random_rotation(3, key=KEY), Blockwise(DCT(), 2)), (3, 4)),
     Scaling(jnp.linspace(-3, 2, N)),
+    PlaneRotation(jnp.linspace(-9, 9, N // 2), N),
+    block_diagonal(
+        [Chain((random_rotation(6, key=jax.random.key(i)), Scaling(jnp.linspace(-i, 1, 6)))) for i in range(2)], 6
+    ),
     Inverse(Chain((Blockwise(DCT(), 6), Inverse(random_hadamard(N, key=KEY))))),
 ]
 QUANTIZERS: list[Quantizer] = [
@@ -119,7 +125,7 @@ def test_the_plain_decoder_makes_the_same_matrix(transform, plain_decoder):
 
 
 def has_matrix(transform) -> bool:
-    return any(leaf.ndim == 2 for leaf in jax.tree.leaves(transform))
+    return any(leaf.ndim >= 2 for leaf in jax.tree.leaves(transform))
 
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS, ids=names(QUANTIZERS))
@@ -200,6 +206,11 @@ def test_axes_follow_the_equation():
         ({"left": {"name": "butterfly", "size": 6, "sweeps": 1, "exponent": 8}}, b"\xff\0", "size 6"),
         ({"left": {"name": "scaling", "size": 6, "exponent": 4}}, b"\xff\0", "6 entries"),
         ({"left": {"name": "scaling", "size": 5, "exponent": 15}}, b"\xff\0", "exponent"),
+        ({"left": {"name": "plane_rotation", "size": 6, "exponent": 4}}, b"\xff\0", "size 6"),
+        ({"left": {"name": "plane_rotation", "size": 2**17, "exponent": 4}}, b"\xff\0", "size"),
+        ({"left": {"name": "block_diagonal", "of": [{"name": "dct"}], "size": 4}}, b"", "length 5"),
+        ({"left": {"name": "block_diagonal", "of": [], "size": 5}}, b"", "one kind"),
+        ({"left": {"name": "block_diagonal", "of": [{"name": "dct"}, {"name": "real_fft"}], "size": 5}}, b"", "kind"),
         ({"left": {"name": "kronecker", "of": [{"name": "dct"}], "sizes": [4]}}, b"", "multiply"),
         ({"left": {"name": "kronecker", "of": [{"name": "dct"}], "sizes": [5, 1]}}, b"", "one positive size"),
         ({"left": {"name": "kronecker", "of": [{"name": "dct"}], "sizes": [True]}}, b"", "positive integers"),

@@ -175,3 +175,17 @@ def test_a_step_lowers_to_every_platform(lowers_everywhere):
 
 class _Step:
     key, temperature = KEY, 0.5
+
+
+def test_stacks_are_materialized_and_checked_like_their_parts(stack):
+    ts, _ = stack
+    moved = jax.tree.map(
+        lambda leaf: leaf + 0.3 * jnp.cos(jnp.arange(leaf.size, dtype=leaf.dtype)).reshape(leaf.shape), ts
+    )
+    deeper = jax.tree.map(lambda leaf: leaf.reshape(2, 2, *leaf.shape[1:]), moved)
+    rotations = materialize({"heads": deeper})["heads"].matrix
+    for i in range(4):
+        alone = materialize(jax.tree.map(lambda leaf, i=i: leaf[i], moved))
+        np.testing.assert_allclose(rotations[i // 2, i % 2], alone.matrix, atol=1e-6)
+    start = jax.tree.map(lambda leaf: leaf.reshape(2, 2, *leaf.shape[1:]), ts)
+    assert float(orthogonality_error(start)) < 1e-5

@@ -5,7 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from occ_jax.learned import affine_reconstruction, code_length, fitted_model, relax, scale_field, scale_field_bits
+from occ_jax.learned import (
+    WATER_LMBDA,
+    affine_reconstruction,
+    code_length,
+    fitted_model,
+    gaussian_control,
+    relax,
+    scale_field,
+    scale_field_bits,
+    water_filled,
+)
 from occ_jax.quantization import fit_affine
 from occ_jax.quantization.scales import CLASS_SHIFT, class_sigmas, fit_class_levels, scale_classes
 
@@ -111,3 +121,26 @@ def test_rates_lower_to_every_platform(lowers_everywhere):
 
         lowers_everywhere(gradient, T)
     lowers_everywhere(jax.grad(lambda t: affine_reconstruction(t, 3, group_size=8).sum()), T)
+
+
+def test_above_the_water_level_the_gradient_is_that_of_the_scale_field():
+    def lagrangian(t):
+        point = water_filled(t)
+        return point.bits + WATER_LMBDA * point.distortion
+
+    high = 40 * T
+    np.testing.assert_allclose(jax.grad(lagrangian)(high), jax.grad(scale_field_bits)(high), atol=1e-3 * 1e-3)
+    assert float(water_filled(high).distortion) == pytest.approx(1 / 12, rel=1e-3)
+    low = water_filled(T / 1000)
+    assert (float(low.bits), float(low.distortion)) == pytest.approx((0, float(jnp.square(T / 1000).mean())), rel=0.2)
+    between = 0.02 * T
+    step = 1e-3 * jnp.cos(jnp.arange(T.size, dtype=jnp.float32)).reshape(T.shape)
+    difference = (lagrangian(between + step) - lagrangian(between - step)) / 2
+    np.testing.assert_allclose(difference, (jax.grad(lagrangian)(between) * step).sum(), rtol=0.05, atol=1e-6)
+
+
+def test_the_control_has_the_scales_of_the_matrix_and_nothing_else():
+    made = gaussian_control(T, key=KEY)
+    assert float(scale_field_bits(made)) == pytest.approx(float(scale_field_bits(T)), abs=0.05)
+    correlation = np.corrcoef(np.asarray(made).ravel(), np.asarray(T).ravel())[0, 1]
+    assert abs(correlation) < 4 / np.sqrt(T.size)

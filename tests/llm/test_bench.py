@@ -50,6 +50,33 @@ def logit_error(toy, path, tokens) -> float:
     return float(np.linalg.norm(result - expected) / np.linalg.norm(expected))
 
 
+def test_draws_and_learned_files_are_entries_of_their_own(tmp_path):
+    files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for file in files:
+        file.write_text(file.stem)
+    settings = {"quantizers": ["scalar"], "rates": [2.0]}
+    grid = make_grid(coordinates=["identity", "hadamard", "learned"], seeds=3, transforms=files, **settings)
+    assert [entry.name for entry in grid] == [
+        "identity-scalar-2",
+        "hadamard-scalar-2",
+        "hadamard-1-scalar-2",
+        "hadamard-2-scalar-2",
+        "learned-a-scalar-2",
+        "learned-b-scalar-2",
+    ]
+    keys = [entry.key("x") for entry in grid]
+    assert len(set(keys)) == len(keys)
+    assert [entry.method.place for entry in grid[-4:]] == ["hadamard 1", "hadamard 2", "learned (a)", "learned (b)"]
+    files[0].write_text("other transforms")
+    assert grid[-2].key("x") != keys[-2]
+    files[0].write_text("b")
+    assert grid[-2].key("x") == grid[-1].key("x"), "what the file holds counts, not its name"
+    with pytest.raises(OccError, match="--transforms FILE belong together"):
+        make_grid(coordinates=["learned"], **settings)
+    with pytest.raises(OccError, match="--seeds 0"):
+        make_grid(coordinates=["hadamard"], seeds=0, **settings)
+
+
 def test_a_grid_has_every_combination_once():
     grid = make_grid(
         coordinates=["klt", "identity"], quantizers=["int-gptq-64", "trellis-8"], widths=[3], rates=[2.0, 2.0]

@@ -66,7 +66,7 @@ def test_compress_evaluate_inspect_decompress_generate(place, compressed, capsys
     evaluation = ["--text", str(place / "text.txt"), "--window", "64", "--max-windows", "2", "--json"]
     assert run(["evaluate", str(place / "out"), "--reference", str(place / "model"), *evaluation]) == 0
     quality = json.loads(capsys.readouterr().out)
-    fields = "perplexity nll bits_per_byte kl_mean kl_p99 kl_se top1_agreement windows tokens seconds"
+    fields = "perplexity nll bits_per_byte kl_mean kl_p99 kl_se top1_agreement windows tokens seconds kl_windows"
     assert list(quality) == fields.split()
     assert 0 < quality["kl_mean"] < 0.5
 

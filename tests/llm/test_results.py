@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 from occ_llm.figures import bench_figure, rate_distortion_figure
-from occ_llm.results import Row, at_equal_bytes, best_series, bytes_at_kl, kl_at_bytes
+from occ_llm.results import Row, at_equal_bytes, best_series, bytes_at_kl, kl_at_bytes, paired_change
 
 
 def row(coordinates, file_bytes, kl, **changes):
@@ -95,3 +95,18 @@ def test_the_figure_of_a_bench_has_a_panel_for_each_basis(tmp_path):
     text = "".join(ET.parse(tmp_path / "bench.svg").getroot().itertext())
     for words in ("identity", "klt", "scalar, feedback", "file size (MB", "toy: lowest divergence at equal bytes"):
         assert words in text
+
+
+def test_changes_are_paired_by_window():
+    mine, others = (
+        row("identity", 100, 1.0, kl_windows=(0.8, 1.8)),
+        [row("identity", 100, 1.0, kl_windows=(0.9, 2.1)), row("identity", 100, 1.0, kl_windows=(1.1, 1.9))],
+    )
+    change, error = paired_change(mine, others)
+    assert (change, error) == (pytest.approx(-0.2 / 1.5), pytest.approx(0, abs=1e-9))
+    assert (
+        paired_change(row("identity", 100, 1.0, kl_windows=(0.8,)), [row("identity", 100, 1.0, kl_windows=(0.9,))])
+        is None
+    )
+    assert paired_change(mine, [row("identity", 100, 1.0, kl_windows=(0.9, 1.0, 1.1))]) is None
+    assert paired_change(mine, []) is None

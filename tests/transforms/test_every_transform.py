@@ -17,11 +17,13 @@ from occ_jax.transforms import (
     DCT,
     KLT,
     Butterfly,
+    PlaneRotation,
     RealFFT,
     Rotation,
     Scaling,
     Transform,
     along_axis,
+    block_diagonal,
     blockwise,
     chain,
     hadamard,
@@ -77,6 +79,11 @@ def factors(n: int) -> Transform:
     return kronecker([Rotation(orthogonal(slow)), random_hadamard(n // slow, key=jax.random.key(5))], [slow, n // slow])
 
 
+def unequal_blocks(n: int) -> Transform:
+    size = next(k for k in (64, 8, 6, 5, 4, 3, 2, 7, 1) if n % k == 0)
+    return block_diagonal([random_hadamard(size, key=jax.random.key(i)) for i in range(n // size)], size)
+
+
 CASES = {
     "identity": Case(lambda n: identity()),
     "hadamard": Case(hadamard),
@@ -93,6 +100,8 @@ CASES = {
     "householder": Case(lambda n: Householder(normal(n, 5, n))),
     "butterfly": Case(lambda n: Butterfly(normal(n, 2, num_pairs(n)), n)),
     "kronecker": Case(factors),
+    "block_diagonal": Case(unequal_blocks),
+    "plane_rotation": Case(lambda n: PlaneRotation(normal(n, n // 2), n)),
     "scaling": Case(lambda n: Scaling(normal(n, n))),
 }
 

@@ -10,15 +10,17 @@ from ..checkpoints.compressed import CONTAINER
 from ..checkpoints.named import NAMED_MODELS
 from ..compression import measure_sizes
 from ..errors import OccError
+from ..stored_coordinates import holds_transforms
+from .learn import show_transforms
 from .terminal import Terminal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Inspect:
-    """Account for every byte of a compressed file."""
+    """Account for every byte of a compressed file, or say what a file of `occ learn` holds."""
 
     path: Annotated[Path, tyro.conf.Positional]
-    """A directory that `occ compress` wrote, or the .occ.safetensors file in it."""
+    """A directory that `occ compress` wrote, the .occ.safetensors file in it, or a file that `occ learn` wrote."""
     json: bool = False
     """Print one JSON object on standard output."""
 
@@ -28,6 +30,9 @@ class Inspect:
         file = self.path / CONTAINER if self.path.is_dir() else self.path
         if not file.is_file():
             raise OccError(f"{file}: no such file; give a directory that `occ compress` wrote")
+        if holds_transforms(file):
+            show_transforms(terminal, file)
+            return
         sizes = measure_sizes(file)
         rows = [(line, count, 100 * count / sizes.file_bytes) for line, count in sizes.ledger.items()]
         terminal.table(str(file), ("what", "bytes", "%"), [*rows, ("file", sizes.file_bytes, 100.0)])

@@ -1,0 +1,151 @@
+"""Where a learned transform may live in a network, and the parameters of all of them as one tree."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from occ_jax._pytree import pytree_dataclass, replace
+from occ_jax.learned import Cayley, cayley, materialize
+from occ_jax.transforms import BlockDiagonal, Butterfly, Identity, PlaneRotation, Scaling, Transform, butterfly, chain
+
+from ..config import ModelConfig
+from ..coordinates import BlockCoordinates, Coordinates
+from ..errors import OccError
+
+Placement = Literal["residual", "values", "keys", "value-scales", "key-scales", "unit-scales", "hidden"]
+
+SCALINGS: frozenset[Placement] = frozenset({"value-scales", "key-scales", "unit-scales"})
+"""Placements that are no rotations."""
+
+HIDDEN_SWEEPS = 1
+"""Sweeps of the butterfly along the columns of each ``down_proj``."""
+
+
+@pytree_dataclass
+class Parameters:
+    """What is trained: one field for each placement, ``None`` where it is not asked for.
+
+    Leaves of blocks have a leading axis of layers, those of heads a second one of key-value heads.
+
+    Attributes:
+        residual: one rotation of the residual stream. Free.
+        values: a rotation of the values of every head. Free.
+        keys: a rotation of every plane that the position code turns, in keys and queries. Free.
+        value_scales: a factor for every value. Free.
+        key_scales: binary logarithms of a factor for every plane of the keys. Free.
+        unit_scales: a factor for every unit between ``up_proj`` and ``down_proj``. Free.
+        hidden: a butterfly along the columns of every ``down_proj``. Stored with the matrix.
+    """
+
+    residual: Cayley | None = None
+    values: Cayley | None = None
+    keys: PlaneRotation | None = None
+    value_scales: Scaling | None = None
+    key_scales: Float[Array, "layers heads half"] | None = None
+    unit_scales: Scaling | None = None
+    hidden: Butterfly | None = None
+
+
+def initial_parameters(config: ModelConfig, placements: Sequence[Placement], start: Coordinates) -> Parameters:
+    """Parameters at which the network is in the coordinates ``start``.
+
+    Args:
+        config: architecture.
+        placements: what is trained; repetitions count once.
+        start: coordinates without anything of a block's own. The residual rotation begins there; the others begin at
+            the identity, after what is there.
+
+    Raises:
+        OccError: there is nothing to train, or a placement does not exist in this model.
+    """
+    chosen = set(placements)
+    if not chosen:
+        raise OccError(f"there is nothing to learn: choose --placements among {', '.join(get_args(Placement))}")
+    if config.qk_norm and (wrong := sorted(chosen & {"keys", "key-scales"})):
+        raise OccError(
+            f"--placements {wrong[0]}: the queries and keys of a {config.family} model are normalised after their "
+            "projections, so nothing there is free to move; leave it out"
+        )
+    layers, heads, size = config.num_layers, config.num_kv_heads, config.head_dim
+
+    def zeros(*shape: int) -> Array:
+        return jnp.zeros(shape, jnp.float32)
+
+    def stack(make: Any, *shape: int) -> Any:
+        return jax.vmap(make)(zeros(layers, *shape))
+
+    made: dict[Placement, Any] = {
+        "residual": lambda: cayley(config.hidden_size, start=_start(start.residual)),
+        "values": lambda: stack(jax.vmap(lambda g: Cayley(g, None)), heads, size, size),
+        "keys": lambda: stack(jax.vmap(lambda angles: PlaneRotation(angles, size)), heads, size // 2),
+        "value-scales": lambda: stack(jax.vmap(Scaling), heads, size),
+        "key-scales": lambda: zeros(layers, heads, size // 2),
+        "unit-scales": lambda: stack(Scaling, config.intermediate_size),
+        "hidden": lambda: jax.vmap(lambda _: butterfly(config.intermediate_size, sweeps=HIDDEN_SWEEPS))(zeros(layers)),
+    }
+    return Parameters(**{name.replace("-", "_"): make() for name, make in made.items() if name in chosen})
+
+
+def default_placements(config: ModelConfig, *, scalings: bool) -> tuple[Placement, ...]:
+    """Every placement that costs nothing in the file of this model, with or without those that are no rotations."""
+    free = [place for place in get_args(Placement) if place != "hidden" and (scalings or place not in SCALINGS)]
+    return tuple(place for place in free if not (config.qk_norm and place.startswith("key")))
+
+
+def shared_and_blocks(config: ModelConfig, parameters: Parameters) -> tuple[Transform | None, BlockCoordinates]:
+    """The residual rotation, and what the blocks have of their own as a stack; multiplied out, differentiable."""
+    p = materialize(parameters)
+    size = config.head_dim
+    tied = None if p.key_scales is None else _stacked_scaling(jnp.concatenate([p.key_scales] * 2, axis=-1))
+    return p.residual, BlockCoordinates(
+        values=_per_head(size, p.values, p.value_scales),
+        keys=_per_head(size, p.keys, tied),
+        units=p.unit_scales or Identity(),
+        hidden=p.hidden or Identity(),
+    )
+
+
+def with_block(start: Coordinates, residual: Transform | None, block: BlockCoordinates) -> Coordinates:
+    """Coordinates of a network of one block."""
+    return replace(start, residual=residual or start.residual, blocks=(block,))
+
+
+def learned_coordinates(config: ModelConfig, start: Coordinates, parameters: Parameters) -> Coordinates:
+    """Coordinates of the whole network."""
+    residual, stack = shared_and_blocks(config, parameters)
+    empty = not jax.tree.leaves(stack)
+    blocks = tuple(jax.tree.map(lambda leaf, i=i: leaf[i], stack) for i in range(config.num_layers))
+    return replace(start, residual=residual or start.residual, blocks=() if empty else blocks)
+
+
+def num_parameters(parameters: Parameters) -> dict[str, int]:
+    """Degrees of freedom of each placement: of a rotation, the entries above its diagonal."""
+    counts = {}
+    for field in dataclasses.fields(parameters):
+        item = getattr(parameters, field.name)
+        if isinstance(item, Cayley):
+            n = item.size
+            counts[field.name] = item.generator.size // (n * n) * (n * (n - 1) // 2)
+        elif item is not None:
+            counts[field.name] = sum(leaf.size for leaf in jax.tree.leaves(item))
+    return counts
+
+
+def _start(transform: Transform) -> Transform | None:
+    return None if isinstance(transform, Identity) else transform
+
+
+def _stacked_scaling(log2_scale: Float[Array, "layers heads n"]) -> Scaling:
+    return jax.vmap(jax.vmap(Scaling))(log2_scale)
+
+
+def _per_head(size: int, *transforms: Transform | None) -> Transform:
+    """One transform for each head of each layer, of stacks of which any may be missing."""
+    links = [t for t in transforms if t is not None]
+    if not links:
+        return Identity()
+    return jax.vmap(lambda *stacks: BlockDiagonal(chain(*stacks), size))(*links)

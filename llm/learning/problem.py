@@ -1,0 +1,145 @@
+"""What layer-wise learning looks at: the folded matrices and their sensitivities, blocks stacked."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from occ_jax._pytree import pytree_dataclass
+from occ_jax.learned import gaussian_control
+from occ_jax.transforms import Identity
+
+from ..calibration import Statistics, space_of
+from ..calibration.statistics import INPUT_OF, fisher_name, hessian_name
+from ..compression.sensitivity import sensitivity_of
+from ..config import ModelConfig
+from ..coordinates import Coordinates, moves
+from ..roles import EMBEDDING, HEAD, LINEAR_KINDS, linear_name
+from ..weights import DerivedWeights, Weights
+
+
+@pytree_dataclass
+class Matrix:
+    """One matrix (or a stack of them) with the quadratic form of its errors, in original coordinates.
+
+    Attributes:
+        weight: with folded norms.
+        fisher: second moment of the gradients of its outputs, or the diagonal of it.
+        hessian: second moment of its inputs, damped; ``None`` where the objective does not ask for it.
+    """
+
+    weight: Float[Array, "*layers d_out d_in"]
+    fisher: Float[Array, "..."]
+    hessian: Float[Array, "*layers d_in d_in"] | None
+
+
+@pytree_dataclass
+class Problem:
+    """Everything that a layer-wise objective reads.
+
+    Attributes:
+        blocks: matrices of the blocks by kind, stacked over layers.
+        outer: the embedding and a head of its own, by name.
+    """
+
+    blocks: dict[str, Matrix]
+    outer: dict[str, Matrix]
+
+    @property
+    def num_weights(self) -> int:
+        """Weights of all matrices."""
+        return sum(matrix.weight.size for matrix in (*self.blocks.values(), *self.outer.values()))
+
+
+def make_problem(
+    weights: Weights,
+    statistics: Statistics,
+    *,
+    hessians: bool,
+    outer: bool,
+    damping: float,
+    kinds: Iterable[str] = LINEAR_KINDS,
+) -> Problem:
+    """Read the matrices and statistics of a network.
+
+    Args:
+        weights: with folded norms.
+        statistics: in original coordinates, with the Fisher information.
+        hessians: whether the second moments of the inputs are needed.
+        outer: with the embedding and a head of its own.
+        damping: share of the mean diagonal that is added to every second moment.
+        kinds: of linear layers.
+    """
+    config = statistics.config
+
+    def damped(matrix: np.ndarray) -> np.ndarray:
+        return matrix + np.float32(damping * np.trace(matrix) / len(matrix)) * np.eye(len(matrix), dtype=np.float32)
+
+    def read(kind: str) -> Matrix:
+        names = [linear_name(layer, kind) for layer in range(config.num_layers)]
+        moments = [hessian_name(layer, INPUT_OF[kind]) for layer in range(config.num_layers)]
+        return Matrix(
+            _stack([weights[name] for name in names]),
+            _stack([statistics.tensors[fisher_name(name)] for name in names]),
+            _stack([damped(statistics.tensors[name]) for name in moments]) if hessians else None,
+        )
+
+    def read_outer(name: str) -> Matrix:
+        form = sensitivity_of(name, statistics)
+        hessian = jnp.asarray(damped(np.asarray(form.hessian, np.float32))) if hessians else None
+        return Matrix(jnp.asarray(weights[name]), jnp.asarray(form.rows, jnp.float32), hessian)
+
+    names = (EMBEDDING,) if config.tie_word_embeddings else (EMBEDDING, HEAD)
+    return Problem(
+        {kind: read(kind) for kind in kinds},
+        {name: read_outer(name) for name in names} if outer else {},
+    )
+
+
+def moving_kinds(config: ModelConfig, coordinates: Coordinates) -> tuple[str, ...]:
+    """Kinds of linear layers whose coefficients or sensitivities depend on what coordinates have."""
+
+    def moves_at_all(kind: str) -> bool:
+        name = linear_name(0, kind)
+        statistics = (fisher_name(name), hessian_name(0, INPUT_OF[kind]))
+        found = [*moves(config, name, coordinates), *(space_of(config, n, coordinates) for n in statistics)]
+        return any(not isinstance(t, Identity) for t in found)
+
+    return tuple(kind for kind in LINEAR_KINDS if moves_at_all(kind))
+
+
+def split(problem: Problem, kinds: Iterable[str], *, outer: bool) -> tuple[Problem, Problem]:
+    """The part of a problem with some kinds of linear layers (and the outer matrices), and the rest."""
+    chosen = set(kinds)
+    inside = {kind: matrix for kind, matrix in problem.blocks.items() if kind in chosen}
+    rest = {kind: matrix for kind, matrix in problem.blocks.items() if kind not in chosen}
+    return (
+        Problem(inside, problem.outer if outer else {}),
+        Problem(rest, {} if outer else problem.outer),
+    )
+
+
+def control_weights(weights: Weights, matrices: Iterable[str], *, key: jax.Array) -> Weights:
+    """The same network with Gaussian matrices of the same row and column scales: what learning finds in noise.
+
+    Args:
+        weights: with folded norms.
+        matrices: names of those that are replaced.
+        key: source of randomness.
+    """
+
+    def rule(name: str, number: int) -> Any:
+        mine = jax.random.fold_in(key, number)
+        return lambda source: np.asarray(_control(jnp.asarray(source[name]), mine))
+
+    return DerivedWeights(weights, {name: rule(name, number) for number, name in enumerate(matrices)})
+
+
+_control = jax.jit(lambda w, key: gaussian_control(w, key=key))
+
+
+def _stack(arrays: list[np.ndarray]) -> Array:
+    return jnp.asarray(np.stack(arrays), jnp.float32)

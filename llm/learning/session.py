@@ -1,0 +1,232 @@
+"""One training from a checkpoint to coordinates, with the measurements that stand beside it."""
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from occ_jax.learned import FitLog, RateDistortion
+
+from ..calibration import Statistics
+from ..checkpoints import Checkpoint
+from ..checkpoints.named import cache_directory
+from ..compression.finishing import cut_shorter, predict
+from ..compression.network import as_decoded
+from ..coordinates import Coordinates, choose_coordinates
+from ..errors import OccError, said_of
+from ..evaluation.quality import token_nll
+from ..folding import fold_norms
+from ..model import LanguageModel, observe
+from ..roles import EMBEDDING, HEAD, is_linear
+from ..weights import Weights
+from .end_to_end import EndToEnd
+from .layerwise import Layerwise, Points
+from .losses import Coded, Integers, Objective
+from .placements import num_parameters
+from .problem import Problem, control_weights, make_problem
+from .settings import LearnSettings
+from .train import Learned
+
+CONTROL_KEY = 1 << 16
+"""Seed of the control's matrices, apart from all others."""
+
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], Any]]]
+"""``with progress(label, total=steps) as advance``: shows how far a training has come."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Outcome:
+    """A training and what was measured around it.
+
+    Attributes:
+        learned: coordinates and log.
+        measured: the objective in original coordinates, at the start, as learned, and as a compressed file will have
+            the same coordinates (a basis beside a tied head is rounded).
+        control: the same training on Gaussian matrices: its log and what was measured; ``None`` if not asked for.
+        pass_seconds: a forward and a backward pass of the network on one window of :attr:`LearnSettings.window` tokens.
+    """
+
+    learned: Learned
+    measured: dict[str, Any]
+    control: "Outcome | None"
+    pass_seconds: float | None
+
+    @property
+    def gain(self) -> dict[str, float]:
+        """Fall of rate and distortion from the original coordinates to the learned ones, as a file will have them."""
+        before, after = self.measured["original"], self.measured["coded"]
+        return {name: before[name] - after[name] for name in ("bits", "distortion")}
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the coordinates and the log."""
+        return {
+            "parameters": num_parameters(self.learned.parameters),
+            "measured": self.measured,
+            "gain": self.gain,
+            "seconds_per_step": self.learned.seconds_per_step,
+            "pass_seconds": self.pass_seconds,
+            "control": None if self.control is None else self.control.to_json(),
+        }
+
+
+class Session:
+    """What is learned about one model.
+
+    Args:
+        checkpoint: the model.
+        statistics: of the folded network in original coordinates, with the Fisher information.
+        settings: of the training.
+        tokens: calibration windows, for the end-to-end objectives and to time a pass.
+        progress: shows how far a training has come.
+        track: shows how far other work has come.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        statistics: Statistics,
+        settings: LearnSettings,
+        tokens: Int[np.ndarray, "windows length"],
+        *,
+        progress: Progress,
+        track: Callable[[Iterable, str], Iterator] = lambda rows, label: iter(rows),
+    ):
+        self._checkpoint, self._statistics, self._settings = checkpoint, statistics, settings
+        self._progress, self._track = progress, track
+        self._tokens = cut_shorter(tokens, settings.window)
+        self._config = checkpoint.config
+        moment = statistics.residual_moment() if settings.init == "klt" else None
+        key = jax.random.key(settings.seed)
+        self._start = choose_coordinates(settings.init, self._config, key=key, second_moment=moment)
+
+    def run(self, *, control: bool = False) -> Outcome:
+        """Train, and measure.
+
+        Args:
+            control: train on Gaussian matrices of the same shapes and scales, too.
+
+        Raises:
+            OccError: nothing can be learned with these settings, or the model's weights cannot be used.
+        """
+        if control and self._settings.end_to_end:
+            raise OccError(
+                "--control has no meaning end to end, where a network of noise predicts nothing: leave it out"
+            )
+        with said_of(self._checkpoint.name):
+            if self._settings.end_to_end:
+                return self._end_to_end()
+            outcome, objective = self._layerwise(self._folded, "learn")
+            if not control:
+                return outcome
+            names = [n for n in self._folded if is_linear(n) or n in (EMBEDDING, HEAD)]
+            noise = control_weights(self._folded, names, key=jax.random.key(self._settings.seed + CONTROL_KEY))
+            beside, _ = self._layerwise(noise, "control", objective)
+            return dataclasses.replace(outcome, control=beside)
+
+    @cached_property
+    def _folded(self) -> Weights:
+        return dict(fold_norms(self._config, self._checkpoint.weights))
+
+    @cached_property
+    def _model(self) -> LanguageModel:
+        return LanguageModel.from_weights(self._config, self._folded)
+
+    @property
+    def _identity(self) -> Coordinates:
+        return choose_coordinates("identity", self._config, key=jax.random.key(0))
+
+    def _layerwise(self, weights: Weights, label: str, objective: Objective | None = None) -> tuple[Outcome, Objective]:
+        work = Layerwise(self._config, self._problem(weights), self._start, self._settings, objective)
+        learned = self._trained(work.train, label)
+        places = self._places(learned.coordinates)
+        measured = {name: _described(*work.measure(place)) for name, place in places.items()}
+        seconds = pass_seconds(self._model, self._tokens[0]) if label == "learn" else None
+        return Outcome(learned=learned, measured=measured, control=None, pass_seconds=seconds), work.objective
+
+    def _end_to_end(self) -> Outcome:
+        settings, problem = self._settings, self._problem(self._folded)
+        objective: Objective = Integers(settings.width, settings.group_size)
+        if not settings.is_integer:
+            # The rate with the second moments says at which step the file will have its size.
+            chosen = dataclasses.replace(settings, objective="scales", rate="water")
+            water = Layerwise(self._config, problem, self._start, chosen).objective
+            assert isinstance(water, Coded)
+            objective = Coded(water.step)
+        target = predict(self._model, self._tokens, lambda rows: self._track(rows, "predict"))
+        work = EndToEnd(self._model, problem, target, self._start, settings, objective)
+        rates = Layerwise(self._config, problem, self._start, settings, objective)
+        learned = self._trained(work.train, "learn")
+        measured = {}
+        for name, place in self._places(learned.coordinates).items():
+            point, points = rates.measure(place)
+            measured[name] = _described(point, points) | {"distortion": work.measure(place)}
+        seconds = pass_seconds(self._model, self._tokens[0])
+        return Outcome(learned=learned, measured=measured, control=None, pass_seconds=seconds)
+
+    def _problem(self, weights: Weights) -> Problem:
+        settings = self._settings
+        return make_problem(
+            weights,
+            self._statistics,
+            hessians=settings.objective != "scales" or settings.rate != "field",
+            outer=settings.objective == "scales",
+            damping=settings.damping,
+        )
+
+    def _places(self, learned: Coordinates) -> dict[str, Coordinates]:
+        return {"original": self._identity, "start": self._start, "learned": learned, "coded": as_decoded(learned)}
+
+    def _trained(self, train: Callable[..., Learned], label: str) -> Learned:
+        state = cache_directory() / "unfinished" / f"learn-{self._digest(label)}.safetensors"
+        state.parent.mkdir(parents=True, exist_ok=True)
+        with self._progress(label, self._settings.steps) as advance:
+            shown = 0
+
+            def on_chunk(done: int, log: FitLog) -> None:
+                nonlocal shown
+                advance(done - shown)
+                shown = done
+
+            learned = train(key=jax.random.key(self._settings.seed), state=state, on_chunk=on_chunk)
+        state.unlink(missing_ok=True)
+        return learned
+
+    def _digest(self, label: str) -> str:
+        seen = hashlib.sha256(self._tokens.astype("<i4").tobytes()).hexdigest() if self._settings.end_to_end else None
+        parts = [self._statistics.fingerprint.digest, dataclasses.asdict(self._settings), seen, label, 1]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def pass_seconds(model: LanguageModel, tokens: Int[np.ndarray, " length"]) -> float:
+    """Wall time of a forward and a backward pass without any transform: the gradient of every weight of the blocks."""
+    rest = {name: part for name, part in model.params.items() if name != "blocks"}
+    times = []
+    for _ in range(2):
+        began = time.perf_counter()
+        jax.block_until_ready(_pass(model.graphdef, model.params["blocks"], rest, jnp.asarray(tokens)))
+        times.append(time.perf_counter() - began)
+    return times[-1]
+
+
+@partial(jax.jit, static_argnums=0)
+@partial(jax.grad, argnums=1)
+def _pass(graphdef: Any, blocks: Any, rest: dict[str, Any], tokens: Int[Array, " length"]) -> Array:
+    params = {**rest, "blocks": blocks}
+    states, _ = observe(graphdef, params, tokens[None], reduce=lambda taps: None)
+    return token_nll(states[0, :-1], rest.get("head", rest["embedding"]), tokens[1:]).mean()
+
+
+def _described(point: RateDistortion, points: Points) -> dict[str, Any]:
+    """Measurements as numbers that JSON knows."""
+    return {"bits": float(point.bits), "distortion": float(point.distortion)} | {
+        "kinds": {name: {"bits": float(p.bits), "distortion": float(p.distortion)} for name, p in points.items()}
+    }

@@ -1,0 +1,82 @@
+"""What a user chooses about learned coordinates."""
+
+import dataclasses
+from typing import Literal
+
+from ..errors import OccError
+from .losses import RateName
+from .placements import SCALINGS, Placement
+
+ObjectiveName = Literal["scales", "int", "kl", "kl-coded"]
+InitName = Literal["identity", "hadamard", "random", "klt"]
+
+_BITS: dict[ObjectiveName, float] = {"scales": 2.0, "int": 3.0, "kl": 3.0, "kl-coded": 2.0}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LearnSettings:
+    """Settings of one training."""
+
+    objective: ObjectiveName = "scales"
+    """`scales`: rate of the entropy coder, layer by layer. `int`: error of integers with shared scales, layer by layer.
+    `kl`: divergence of the network with such integers. `kl-coded`: rate and divergence under entropy coding."""
+    rate: RateName = "field"
+    """With `scales`, the code length: `field` is a closed form at high rate, `water` one that knows the water level at
+    --bits, the others are fitted densities with noise."""
+    bits: float | None = None
+    """Width of the integers (3), or bits per weight of the entropy coder where it matters (2)."""
+    group_size: int = 128
+    """Integers that share a scale."""
+    placements: tuple[Placement, ...] = ()
+    """Where to learn; by default all places that cost nothing in the file."""
+    init: InitName = "identity"
+    """Coordinates in which training begins."""
+    steps: int = 300
+    """Steps of Adam."""
+    learning_rate: float = 0.003
+    """At the beginning; falls to zero along a cosine."""
+    window: int = 512
+    """Tokens of a step, with the divergence."""
+    damping: float = 0.01
+    """Share of the mean diagonal that is added to every second moment."""
+    seed: int = 0
+    """Seed of random coordinates, of noise, and of the labels that calibration draws."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise OccError(f"--steps {self.steps} learns nothing: choose 1 or more")
+        if not 0 < self.learning_rate < float("inf"):
+            raise OccError(f"--learning-rate {self.learning_rate} is out of range: choose a positive number")
+        if self.bits is not None and not 0 < self.bits <= 16:
+            raise OccError(f"--bits {self.bits} is not a rate: choose a number above 0, up to 16")
+        if self.is_integer and self.width != self.target_bits:
+            raise OccError(f"--bits {self.bits} is no width of integers: choose 2 to 8")
+        if self.rate != "field" and self.objective != "scales":
+            raise OccError(f"--rate {self.rate} goes with --objective scales, not with {self.objective}")
+        if not self.is_integer and (wrong := sorted(SCALINGS & set(self.placements))):
+            raise OccError(
+                f"--placements {wrong[0]}: under an entropy coder a factor for a row or column moves weights and steps "
+                "alike and changes nothing; leave it out, or learn for integers with --objective int or kl"
+            )
+        if not 0 < self.damping <= 1:
+            raise OccError(f"--damping {self.damping} is out of range: choose a number above 0, up to 1")
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether weights become integers of a fixed width."""
+        return self.objective in ("int", "kl")
+
+    @property
+    def end_to_end(self) -> bool:
+        """Whether the network is run."""
+        return self.objective.startswith("kl")
+
+    @property
+    def target_bits(self) -> float:
+        """Width of the integers or bits per weight."""
+        return _BITS[self.objective] if self.bits is None else self.bits
+
+    @property
+    def width(self) -> int:
+        """Width of the integers."""
+        return round(self.target_bits)

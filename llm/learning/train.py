@@ -1,0 +1,104 @@
+"""The trainer of the library, on the parameters of a network's coordinates."""
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jaxtyping import Array, Key
+
+from occ_jax.learned import FitLog, LossFn, fit
+
+from ..config import ModelConfig
+from ..coordinates import Coordinates
+from ..stored_coordinates import as_stored
+from .placements import Parameters, default_placements, initial_parameters, learned_coordinates
+from .settings import LearnSettings
+
+OnChunk = Callable[[int, FitLog], None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Learned:
+    """The outcome of a training.
+
+    Attributes:
+        coordinates: of the whole network, as a file of transforms holds them.
+        parameters: what was trained, at its end.
+        log: one entry for each step.
+        seconds_per_step: median over the visits of the host, so that compilation does not count; ``None`` where there
+            was one visit only.
+    """
+
+    coordinates: Coordinates
+    parameters: Parameters
+    log: FitLog
+    seconds_per_step: float | None
+
+
+def first_parameters(config: ModelConfig, start: Coordinates, settings: LearnSettings) -> Parameters:
+    """What a training begins with."""
+    placements = settings.placements or default_placements(config, scalings=settings.is_integer)
+    return initial_parameters(config, placements, start)
+
+
+def train(
+    config: ModelConfig,
+    start: Coordinates,
+    settings: LearnSettings,
+    loss: LossFn,
+    data: Any,
+    *,
+    lmbda: float,
+    chunk: int,
+    key: Key[Array, ""],
+    state: Path | None = None,
+    on_chunk: OnChunk | None = None,
+) -> Learned:
+    """Train every placement together.
+
+    Args:
+        config: architecture.
+        start: coordinates in which training begins.
+        settings: placements, steps, learning rate.
+        loss: of the parameters.
+        data: what the loss reads.
+        lmbda: weight of the distortion.
+        chunk: steps between two saved states.
+        key: of the noise.
+        state: where to keep an unfinished training.
+        on_chunk: told about the progress.
+    """
+    schedule = optax.cosine_decay_schedule(settings.learning_rate, settings.steps)
+    visits = [(0, time.perf_counter())]
+
+    def visited(done: int, log: FitLog) -> None:
+        visits.append((done, time.perf_counter()))
+        if on_chunk is not None:
+            on_chunk(done, log)
+
+    fitted = fit(
+        first_parameters(config, start, settings),
+        loss,
+        key=key,
+        steps=settings.steps,
+        data=data,
+        optimizer=optax.adam(schedule),
+        lmbda=lmbda,
+        chunk=min(chunk, max(1, settings.steps // 2)),
+        state_path=state,
+        on_chunk=visited,
+    )
+    jax.block_until_ready(fitted.params)
+    times = [(end - begin) / (after - before) for (before, begin), (after, end) in itertools.pairwise(visits[1:])]
+    return Learned(
+        coordinates=as_stored(learned_coordinates(config, start, fitted.params)),
+        parameters=fitted.params,
+        log=fitted.log,
+        seconds_per_step=float(np.median(times)) if times else None,
+    )

@@ -1,0 +1,189 @@
+"""Layer-wise objectives against the compressor's own plans, closed forms and plain arithmetic."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from occ_llm.calibration import rotate_statistics
+from occ_llm.compression.network import prepare_network
+from occ_llm.compression.plan import plan_matrix
+from occ_llm.compression.sensitivity import sensitivity_of
+from occ_llm.compression.settings import Settings
+from occ_llm.coordinates import choose_coordinates, rotate
+from occ_llm.errors import OccError
+from occ_llm.learning.layerwise import Layerwise, network_points, sum_over_layers
+from occ_llm.learning.losses import Coded, Integers, relative_steps
+from occ_llm.learning.placements import shared_and_blocks, with_block
+from occ_llm.learning.problem import Problem, control_weights
+from occ_llm.learning.settings import LearnSettings
+from occ_llm.learning.steps import TOLERANCE
+from occ_llm.roles import EMBEDDING, is_linear, linear_name
+
+from occ_jax.learned import scale_field_bits
+from occ_jax.quantization import fit_affine
+from occ_jax.quantization.hessian import prepare_hessian
+from occ_jax.quantization.scales import CLASS_SHIFT, CLASSES_PER_OCTAVE, SMALLEST_SIGMA
+
+KEY = jax.random.key(0)
+
+
+@pytest.fixture(scope="module")
+def coded_places(toy, toy_problem, drawn_coordinates):
+    """What the closed form and the water level say at many bits, in some coordinates."""
+    start = choose_coordinates("identity", toy.config, key=KEY)
+    places = {
+        "identity": start,
+        "hadamard": choose_coordinates("hadamard", toy.config, key=KEY),
+        "learned": drawn_coordinates(toy.config, ("residual", "values", "keys")),
+        "scaled": drawn_coordinates(toy.config, ("value-scales", "key-scales", "unit-scales")),
+    }
+    found = {}
+    for rate in ("field", "water"):
+        work = Layerwise(toy.config, toy_problem, start, LearnSettings(rate=rate, bits=9.0))
+        found[rate] = {name: work.measure(place) for name, place in places.items()}
+    return found
+
+
+def test_the_step_gives_the_rate(coded_places):
+    for rate in ("field", "water"):
+        assert float(coded_places[rate]["identity"][0].bits) == pytest.approx(9.0, abs=TOLERANCE)
+
+
+def test_the_rate_is_that_of_the_compressors_plan(toy, toy_statistics, coded_places):
+    """Differences between coordinates, which is all that training sees, matrix by matrix."""
+    widths = {}
+    for place in ("identity", "hadamard"):
+        network = prepare_network(toy.config, toy.weights, toy_statistics, Settings(step=1.0, coordinates=place))
+        for name in (EMBEDDING, *(linear_name(layer, kind) for kind in "vo" for layer in (0, 1))):
+            form = network.sensitivity(name)
+            factor = prepare_hessian(form.hessian, damping=0.01)
+            plan = plan_matrix(name, network.coefficients(name), factor.relative_steps, form.rows)
+            levels = plan.class_rows.mean() + plan.class_cols.mean()
+            octaves = levels / (CLASSES_PER_OCTAVE << CLASS_SHIFT) + np.log2(SMALLEST_SIGMA)
+            widths.setdefault((place, name.split(".")[-2]), []).append(octaves)
+    for kind, own in (("v_proj", "v"), ("o_proj", "o"), ("embed_tokens", EMBEDDING)):
+        planned = np.mean(widths["hadamard", kind]) - np.mean(widths["identity", kind])
+        for rate in ("field", "water"):
+            before, after = (float(coded_places[rate][place][1][own].bits) for place in ("identity", "hadamard"))
+            assert after - before == pytest.approx(planned, abs=0.03), (kind, rate)
+
+
+def test_at_high_rate_second_moments_drop_out_of_rotations(coded_places):
+    for kind in coded_places["field"]["identity"][1]:
+        field, water = (
+            float(coded_places[rate]["learned"][1][kind].bits - coded_places[rate]["identity"][1][kind].bits)
+            for rate in ("field", "water")
+        )
+        assert water == pytest.approx(field, abs=0.02), kind
+
+
+def test_under_an_entropy_coder_factors_change_nothing(coded_places):
+    scaled, identity = (coded_places["water"][place] for place in ("scaled", "identity"))
+    assert float(scaled[0].bits) == pytest.approx(float(identity[0].bits), abs=2e-3)
+    for kind, point in identity[1].items():
+        assert float(scaled[1][kind].bits) == pytest.approx(float(point.bits), abs=5e-3), kind
+
+
+def test_relative_steps_are_those_of_feedback():
+    rng = np.random.default_rng(0)
+    moment = rng.standard_normal((8, 8)).astype(np.float32)
+    moment = moment @ moment.T + np.eye(8, dtype=np.float32)
+    expected = prepare_hessian(moment, damping=0.0).relative_steps
+    np.testing.assert_allclose(relative_steps(jnp.asarray(moment)), expected, rtol=1e-3)
+
+
+def test_integers_cost_what_rounding_in_the_moved_network_costs(
+    toy, toy_folded, toy_statistics, toy_problem, drawn_coordinates
+):
+    config, bare = toy.config, Problem(toy_problem.blocks, {})
+    coordinates = drawn_coordinates(config, ("residual", "values", "keys", "unit-scales"))
+    work = Layerwise(config, bare, coordinates, LearnSettings(objective="int", bits=3.0, group_size=16))
+    point, points = work.measure(coordinates)
+    moved, statistics = rotate(config, toy_folded, coordinates), rotate_statistics(toy_statistics, coordinates)
+    total = 0.0
+    for kind in ("q", "v", "o", "down"):
+        mine = 0.0
+        for layer in range(config.num_layers):
+            name = linear_name(layer, kind)
+            w, form = jnp.asarray(moved[name]), sensitivity_of(name, statistics)
+            quantizer = fit_affine(w, 3, group_size=16)
+            e = np.asarray(quantizer.dequantize(quantizer.quantize(w)) - w, np.float64)
+            mine += 0.5 * np.einsum("i,ij,jk,ik->", form.rows, e, form.hessian, e)
+        # Damping, which the objective has in it, adds about a hundredth.
+        assert float(points[kind].distortion) == pytest.approx(mine, rel=0.05), kind
+        total += mine
+    assert float(point.distortion) > total
+    assert float(point.bits) == pytest.approx(3 + 19 / 16, rel=0.02)
+
+
+def test_the_sum_over_layers_has_the_gradient_of_the_sum():
+    rng = np.random.default_rng(1)
+    items = jnp.asarray(rng.standard_normal((3, 5)), jnp.float32)
+    layers = {"a": jnp.asarray(rng.standard_normal(3), jnp.float32)}
+    shared = jnp.asarray(rng.standard_normal(5), jnp.float32)
+
+    def f(shared, layer, x):
+        return jnp.sum(jnp.sin(shared * x) * layer["a"]), x.sum()
+
+    def plain(shared, layers):
+        return 2 * sum(f(shared, {"a": layers["a"][i]}, items[i])[0] for i in range(3))
+
+    def scanned(shared, layers):
+        return 2 * sum_over_layers(f, shared, layers, items)[0]
+
+    expected, found = (jax.value_and_grad(g, argnums=(0, 1))(shared, layers) for g in (plain, scanned))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
+    np.testing.assert_allclose(sum_over_layers(f, shared, layers, items)[1], items.sum(1), rtol=1e-6)
+
+
+def test_the_gradient_of_the_network_is_that_of_its_value(toy, toy_problem, drawn_parameters):
+    config, start = toy.config, choose_coordinates("identity", toy.config, key=KEY)
+    parameters = drawn_parameters(config, ("residual", "values", "keys"), start)
+    direction = drawn_parameters(config, ("residual", "values", "keys"), start, seed=1)
+    objective = Coded(jnp.float32(1e-4), "field")
+
+    @jax.jit
+    def value(parameters):
+        residual, blocks = shared_and_blocks(config, parameters)
+        make, total = (lambda r, b: with_block(start, r, b)), toy_problem.num_weights
+        return network_points(config, objective, toy_problem, make, residual, blocks, KEY, total=total)[0]
+
+    gradient = jax.grad(value)(parameters)
+    inner = sum(jax.tree.leaves(jax.tree.map(lambda g, d: jnp.vdot(g, d), gradient, direction)))
+    ends = [value(jax.tree.map(lambda p, d, s=s: p + s * d, parameters, direction)) for s in (-0.03, 0.03)]
+    assert float(inner) == pytest.approx(float(ends[1] - ends[0]) / 0.06, rel=0.05)
+
+
+def test_the_control_has_the_rate_of_the_network(toy, toy_folded):
+    names = [name for name in toy_folded if is_linear(name)]
+    noise = control_weights(toy_folded, names, key=KEY)
+    assert set(noise) == set(toy_folded)
+    for name in (names[0], names[-1]):
+        own, control = (float(scale_field_bits(1000 * jnp.asarray(w[name]))) for w in (toy_folded, noise))
+        assert control == pytest.approx(own, abs=0.05)
+        assert abs(np.corrcoef(noise[name].ravel(), toy_folded[name].ravel())[0, 1]) < 0.1
+    np.testing.assert_array_equal(noise[EMBEDDING], toy_folded[EMBEDDING])
+
+
+@pytest.mark.parametrize(
+    ("fields", "cause"),
+    [
+        ({"steps": 0}, "--steps 0"),
+        ({"learning_rate": 0.0}, "--learning-rate"),
+        ({"bits": 0.0}, "--bits 0.0"),
+        ({"objective": "int", "bits": 2.5}, "no width"),
+        ({"objective": "kl", "rate": "water"}, "--rate water"),
+        ({"placements": ("residual", "unit-scales")}, "--placements unit-scales"),
+        ({"damping": 0.0}, "--damping"),
+    ],
+)
+def test_settings_without_a_meaning_are_refused(fields, cause):
+    with pytest.raises(OccError, match=cause):
+        LearnSettings(**fields)
+
+
+def test_integers_have_a_width_and_a_group():
+    with pytest.raises(OccError, match="--bits 9"):
+        Integers(9, 128)
+    with pytest.raises(OccError, match="--group-size 1"):
+        Integers(3, 1)
