@@ -253,13 +253,13 @@ def moved_diagonal(transform: Transform, moment: Float[Array, "d *columns"]) -> 
 
 
 def _moved(name: str, transform: Transform) -> Callable[[Weights], np.ndarray]:
-    def rule(source: Weights) -> np.ndarray:
-        moment = source[name]
-        if moment.ndim == 2:
-            return sandwich(transform, moment)
-        return np.asarray(moved_diagonal(transform, jnp.asarray(moment)))
+    return lambda source: _move(transform, source[name])
 
-    return rule
+
+def _move(transform: Transform, moment: Float[np.ndarray, "d *columns"]) -> Float[np.ndarray, "d *columns"]:
+    if moment.ndim == 2:
+        return sandwich(transform, moment)
+    return np.asarray(moved_diagonal(transform, jnp.asarray(moment)))
 
 
 def _layer(weight: str) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from occ_jax.codec.angles import read_angles, write_angles
 from occ_jax.codec.levels import read_levels, write_levels
 from occ_jax.codec.matrices import read_orthogonal, write_orthogonal
 from occ_jax.entropy.varint import ByteReader, write_varints
@@ -181,35 +182,27 @@ def _read_blocks(spec: Mapping[str, Any], data: ByteReader, depth: int) -> Block
     return block_diagonal(list(_read_chain(spec, data, depth).transforms), _field(spec, "size", data, 1, 2**31 - 1))
 
 
-def _angle_levels(angles: Any, bits: int) -> tuple[np.ndarray, int]:
-    exponent = min(bits + 2, 14)
-    turns = np.asarray(angles, np.float64) / np.pi
-    # The odd end of (-1, 1] half turns is the even one: angles are periodic.
-    return np.rint(np.ldexp(turns - 2 * np.round(turns / 2), exponent)).astype(np.int32), exponent
-
-
 def _write_planes(item: PlaneRotation, bits: int) -> tuple[dict[str, Any], bytes]:
-    levels, exponent = _angle_levels(item.angles, bits)
-    return {"size": item.size, "exponent": exponent}, write_levels(levels) if levels.size else b""
+    exponent, data = write_angles(np.asarray(item.angles), bits)
+    return {"size": item.size, "exponent": exponent}, data
 
 
 def _read_planes(spec: Mapping[str, Any], data: ByteReader, _: int) -> PlaneRotation:
     size, exponent = _field(spec, "size", data, 1, MAX_BUTTERFLY[0]), _field(spec, "exponent", data, 0, 14)
-    levels = read_levels(data, size // 2) if size > 1 else np.zeros(0)
-    return PlaneRotation(jnp.asarray(np.ldexp(levels * np.pi, -exponent), jnp.float32), size)
+    return PlaneRotation(jnp.asarray(read_angles(data, size // 2, exponent)), size)
 
 
 def _write_butterfly(item: Butterfly, bits: int) -> tuple[dict[str, Any], bytes]:
-    levels, exponent = _angle_levels(item.angles, bits)
-    fields = {"size": item.size, "sweeps": len(levels), "exponent": exponent}
-    return fields, b"".join(write_levels(sweep) for sweep in levels)
+    sweeps = [write_angles(sweep, bits) for sweep in np.asarray(item.angles)]
+    fields = {"size": item.size, "sweeps": len(sweeps), "exponent": sweeps[0][0]}
+    return fields, b"".join(data for _, data in sweeps)
 
 
 def _read_butterfly(spec: Mapping[str, Any], data: ByteReader, _: int) -> Butterfly:
     size, sweeps = (_field(spec, name, data, 1, most) for name, most in zip(("size", "sweeps"), MAX_BUTTERFLY))
     exponent = _field(spec, "exponent", data, 0, 14)
-    levels = np.stack([read_levels(data, num_pairs(size)) for _ in range(sweeps)])
-    return Butterfly(jnp.asarray(np.ldexp(levels * np.pi, -exponent), jnp.float32), size)
+    angles = np.stack([read_angles(data, num_pairs(size), exponent) for _ in range(sweeps)])
+    return Butterfly(jnp.asarray(angles), size)
 
 
 def _write_scaling(item: Scaling, bits: int) -> tuple[dict[str, Any], bytes]:

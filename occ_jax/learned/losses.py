@@ -136,9 +136,10 @@ def scale_field(
         columns = jnp.maximum(energy.mean(0, keepdims=True), floor)
     else:
         rows = jnp.maximum(energy.mean(1, keepdims=True), floor)
+        # Means as products: sums down columns are slow on CPUs, and no quotient of the size of t is formed.
         for _ in range(num_iterations):
-            columns = jnp.maximum((energy / rows).mean(0, keepdims=True), 1e-6)
-            rows = jnp.maximum((energy / columns).mean(1, keepdims=True), floor)
+            columns = jnp.maximum(jnp.matmul((1 / rows).T, energy, precision="highest") / t.shape[0], 1e-6)
+            rows = jnp.maximum(jnp.matmul(energy, (1 / columns).T, precision="highest") / t.shape[1], floor)
     return jnp.broadcast_to(rows, (t.shape[0], 1)), jnp.broadcast_to(columns, (1, t.shape[1]))
 
 

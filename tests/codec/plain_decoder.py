@@ -301,7 +301,7 @@ def transform_matrix(spec, n, reader):
         return np.diag(2.0 ** (np.array(read_level_vector(reader, n)) / 2 ** spec["exponent"]))
     if name == "plane_rotation":
         assert spec["size"] == n
-        levels = read_level_vector(reader, n // 2) if n > 1 else []
+        levels = read_level_vector(reader, n // 2)
         t = np.eye(n)
         for k, level in enumerate(levels):
             i, j, angle = k, k + n - n // 2, level * math.pi / 2 ** spec["exponent"]

@@ -13,14 +13,13 @@ from occ_llm.coordinates import Coordinates, choose_coordinates, rotate
 from occ_llm.evaluation import Reference, Windows, evaluate
 from occ_llm.learning import LearnSettings, Session
 from occ_llm.learning.end_to_end import EndToEnd
-from occ_llm.learning.layerwise import Layerwise
 from occ_llm.learning.losses import Coded, Integers
 from occ_llm.learning.problem import Problem
 from occ_llm.model import LanguageModel
-from occ_llm.roles import is_linear
+from occ_llm.roles import WRITES_RESIDUAL, is_linear, kind_of
 
 from occ_jax.quantization import fit_affine
-from occ_jax.transforms import Identity, random_rotation
+from occ_jax.transforms import Identity
 
 KEY = jax.random.key(0)
 
@@ -44,49 +43,41 @@ def session(toy, toy_statistics, toy_tokens):
     return make
 
 
-def test_rates_fall_and_the_control_stands_beside(session):
-    outcome = session(placements=("residual", "values", "keys")).run(control=True)
+@pytest.fixture(scope="module")
+def turned(toy) -> Checkpoint:
+    """A network whose channels differ in loudness, all of its matrices turned by one small rotation."""
+    rng = np.random.default_rng(0)
+    scales = np.exp2(rng.normal(0, 1.5, 48)).astype(np.float32)
+    skew = np.triu(rng.normal(0, 0.05, (48, 48)), 1)
+    turn = np.linalg.solve(np.eye(48) + skew - skew.T, np.eye(48) - skew + skew.T).astype(np.float32)
+    weights = {}
+    for name, w in toy.weights.items():
+        if name.endswith("norm.weight"):
+            weights[name] = np.ones_like(w)
+        elif kind_of(name) in WRITES_RESIDUAL:
+            weights[name] = turn @ (scales[:, None] * w)
+        else:
+            weights[name] = (w * scales[None, :]) @ turn.T
+    return dataclasses.replace(toy, weights=weights)
+
+
+def test_what_a_rotation_has_hidden_is_found(turned, session):
+    placements = ("residual", "values", "keys")
+    outcome = session(turned, placements=placements, steps=100).run(control=True)
     bits = {name: measured["bits"] for name, measured in outcome.measured.items()}
     log = outcome.learned.log
     assert bits["original"] == bits["start"] == pytest.approx(float(log.bits[0]), abs=1e-4)
-    assert bits["learned"] < bits["original"] - 0.02
+    assert bits["learned"] < bits["original"] - 0.1
     assert log.bits[-1] == pytest.approx(bits["learned"], abs=0.02)
-    assert bits["coded"] < bits["original"], "what is left of the gain after rounding the basis of a tied head"
-    assert outcome.gain["bits"] == pytest.approx(bits["original"] - bits["coded"])
+    gain = bits["original"] - bits["coded"]
+    assert gain > 0.5 * (bits["original"] - bits["learned"]), "most is left after rounding the basis of a tied head"
+    assert outcome.gain["bits"] == pytest.approx(gain)
     assert float(log.orthogonality.max()) < 1e-5
     assert outcome.control is not None
-    assert outcome.control.gain["bits"] != outcome.gain["bits"]
     assert outcome.control.measured["original"]["bits"] == pytest.approx(bits["original"], abs=0.1)
+    assert outcome.control.gain["bits"] < 0.5 * gain, "the turned channels are no structure of the noise"
+    assert outcome.pass_seconds is not None
     assert outcome.pass_seconds > 0
-
-
-def test_a_hidden_rotation_of_the_residual_stream_is_undone(toy, toy_folded, toy_statistics, session):
-    """A network with unequal channels, turned by a small rotation: learning finds what the turn has hidden."""
-    scales = np.exp2(np.random.default_rng(0).normal(0, 1.5, toy.config.hidden_size)).astype(np.float32)
-    unequal = {
-        n: w * scales[None, :] if n.endswith(("q_proj.weight", "up_proj.weight")) else w for n, w in toy_folded.items()
-    }
-    skew = np.random.default_rng(1).normal(0, 0.05, (48, 48))
-    turn = dataclasses.replace(
-        random_rotation(48, key=KEY),
-        matrix=jnp.asarray(np.linalg.solve(np.eye(48) + skew - skew.T, np.eye(48) - skew + skew.T), jnp.float32),
-    )
-    turned = dict(rotate(toy.config, unequal, Coordinates(turn, Identity(), Identity())))
-    work = session(dataclasses.replace(toy, weights=unequal))
-    rates = []
-    for weights in (unequal, turned):
-        problem = work._problem(weights)
-        kept = Problem({kind: problem.blocks[kind] for kind in ("q", "up")}, {})
-        settings = LearnSettings(placements=("residual",), steps=120, learning_rate=0.02)
-        start = choose_coordinates("identity", toy.config, key=KEY)
-        objective = Coded(jnp.float32(1e-4), "field")
-        layerwise = Layerwise(toy.config, kept, start, settings, objective)
-        before = float(layerwise.measure(start)[0].bits)
-        after = layerwise.train(key=KEY) if weights is turned else None
-        rates.append((before, None if after is None else float(after.log.bits[-1])))
-    (best, _), (hidden, found) = rates
-    assert hidden > best + 0.1
-    assert found < best + 0.3 * (hidden - best)
 
 
 def test_an_interrupted_training_ends_as_if_it_had_not_been(session, tmp_path):
@@ -153,12 +144,12 @@ def test_learning_lowers_the_divergence_of_integers(end_to_end):
     start = choose_coordinates("hadamard", work._model.config, key=KEY)
     learned = work.train(key=KEY)
     assert learned.log.distortion.shape == (24,)
-    assert work.measure(learned.coordinates) < 0.95 * work.measure(start)
+    assert work.measure(learned.coordinates) < 0.98 * work.measure(start)
 
 
 def test_noise_costs_what_the_step_says(toy_problem, toy, end_to_end):
     """Twice the step is four times the divergence, and half the number of weights in squared steps over twelve."""
-    step = 0.02
+    step = 2e-4
     kl = [
         end_to_end(Coded(jnp.float32(step * k))).measure(choose_coordinates("random", toy.config, key=KEY))
         for k in (1, 2)
