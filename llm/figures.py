@@ -105,7 +105,7 @@ def learning_figure(logs: Mapping[str, FitLog], path: Path, *, title: str) -> No
     for axes, (name, label) in zip(panels, quantities.items(), strict=True):
         for index, (series, log) in enumerate(logs.items()):
             values = getattr(log, name)
-            axes.plot(range(len(values)), values, color=_COLOURS[index], linestyle="--" if index else "-", label=series)
+            axes.plot(range(len(values)), values, color=COLOURS[index], linestyle="--" if index else "-", label=series)
         axes.set_xlabel("step")
         axes.set_ylabel(label)
         axes.ticklabel_format(axis="y", useOffset=False)

@@ -53,8 +53,8 @@ def save_coordinates(
 def as_stored(coordinates: Coordinates) -> Coordinates:
     """What :func:`load_coordinates` makes of a file with these coordinates."""
     return Coordinates(
-        *(_rounded(getattr(coordinates, name)) for name in SPACES),
-        tuple(
+        **{name: _rounded(getattr(coordinates, name)) for name in SPACES},
+        blocks=tuple(
             BlockCoordinates(*(_rounded(getattr(block, field.name)) for field in dataclasses.fields(block)))
             for block in coordinates.blocks
         ),
@@ -84,14 +84,14 @@ def load_coordinates(path: Path, config: ModelConfig, *, model_digest: str) -> C
         )
     found = load_transforms(path)
     places = [field.name for field in dataclasses.fields(BlockCoordinates)]
-    shared = [found.pop(name, Identity()) for name in SPACES]
+    shared = {name: found.pop(name, Identity()) for name in SPACES}
     blocks = tuple(
         BlockCoordinates(**{place: found.pop(f"blocks.{layer}.{place}", Identity()) for place in places})
         for layer in range(config.num_layers)
     )
     if found:
         raise OccError(f"{path}: holds a transform {min(found)!r} that has no place in a model; update occ_jax")
-    return Coordinates(*shared, blocks)
+    return Coordinates(**shared, blocks=blocks)
 
 
 def holds_transforms(path: Path) -> bool:

@@ -98,7 +98,7 @@ class Trial:
         blocks = {key: dict(value) for key, value in reference.params["blocks"].items()}
         for linear, stack in stacks.items():
             blocks[linear]["weight"] = jnp.asarray(stack)
-        return LanguageModel(reference.params | {"blocks": blocks}, reference.graphdef, reference.config)
+        return LanguageModel({**reference.params, "blocks": blocks}, reference.graphdef, reference.config)
 
     def measure(self, model: LanguageModel) -> Divergence:
         """Divergence of a network from the original, token by token, averaged over blocks of tokens."""

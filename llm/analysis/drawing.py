@@ -21,7 +21,7 @@ from ..figures import COLOURS, MARKERS
 WIDTH, HEIGHT = 4.3, 3.4
 """Size of a panel in inches: so small that its letters can be read where it fills a phone."""
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "savefig.facecolor": "none",
@@ -103,7 +103,8 @@ class Sheet:
 
 def plain_log_scale(axis: Axis) -> None:
     """A logarithmic scale for numbers above one, with numbers written out."""
-    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axes = axis.axes
+    (axes.set_xscale if axis is axes.xaxis else axes.set_yscale)("log")
     axis.set_major_formatter(LogFormatter())
     axis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.5)))
 

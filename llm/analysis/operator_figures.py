@@ -57,10 +57,12 @@ def injections_figure(a: Analysis) -> Figure:
     with sheet.panel(
         "equal norm, different directions", "norm of the error (% of the matrix)", "KL (nats per token)"
     ) as axes:
+        norms = sorted({100 * i.relative_norm for i in a.injections})
         for index, place in enumerate(DIRECTIONS):
             chosen = [i for i in a.injections if i.directions == place]
-            norms = [100 * i.relative_norm for i in chosen]
-            axes.plot(norms, [i.measured for i in chosen], label=place, **style(index))
+            axes.plot(
+                [100 * i.relative_norm for i in chosen], [i.measured for i in chosen], label=place, **style(index)
+            )
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.minorticks_off()
@@ -104,13 +106,13 @@ def ranks_figure(a: Analysis) -> Figure:
 def neighbours_figure(a: Analysis) -> Figure:
     """Overlap of neighbouring layers' top directions."""
     sheet = Sheet("neighbours")
-    pairs = [r for r in a.ranks if r.overlap is not None]
+    pairs = [(r, 100 * r.overlap) for r in a.ranks if r.overlap is not None]
     with sheet.panel("overlap with the next layer", "layer", "mean squared cosine (%)") as axes:
         for index, kind in enumerate(kinds_of(a)):
-            chosen = [r for r in pairs if r.kind == kind]
-            axes.plot([r.layer for r in chosen], [100 * r.overlap for r in chosen], label=kind, **style(index))
+            chosen = [(r.layer, overlap) for r, overlap in pairs if r.kind == kind]
+            axes.plot([layer for layer, _ in chosen], [overlap for _, overlap in chosen], label=kind, **style(index))
         if pairs:
-            axes.axhline(100 * pairs[0].overlap_chance, color="#000000", linestyle=":", label="chance")
+            axes.axhline(100 * pairs[0][0].overlap_chance, color="#000000", linestyle=":", label="chance")
     return Figure(
         name="neighbours",
         title=found.neighbours_share_directions(a).evidence,

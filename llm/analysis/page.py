@@ -43,7 +43,7 @@ def render_page(analysis: Analysis) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    template = environment.from_string(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
+    template = environment.from_string(files("occ_llm.analysis").joinpath("page.html").read_text(encoding="utf-8"))
     decided = decide(analysis)
     return template.render(
         facts=analysis.facts,

@@ -176,10 +176,11 @@ class BenchCommand:
 
     def _measure_distances(self, checkpoint: Checkpoint, statistics: Statistics, terminal: Terminal) -> None:
         records = Records(self.out / "distances-kept.json")
-        variants = [
-            (place, file) for place in self.coordinates for file in (self.transforms if place == "learned" else (None,))
+        settings = [
+            Settings(bits=1.0, coordinates=place, transforms=file)
+            for place in self.coordinates
+            for file in (self.transforms if place == "learned" else (None,))
         ]
-        settings = [Settings(bits=1.0, coordinates=place, transforms=file) for place, file in variants]
         summary = []
         for setting in settings:
             network = prepare_network(checkpoint.config, checkpoint.weights, statistics, setting)

@@ -114,19 +114,19 @@ def evaluate(
     """
     started = time.perf_counter()
     devices = _devices(model, len(windows.tokens))
-    is_reference = reference is not None and model is reference.model
+    itself = reference if reference is not None and model is reference.model else None
     if reference is not None:
         reference.spread(devices)
-    model = reference.model if is_reference else model.on(devices)
+    model = model.on(devices) if itself is None else itself.model
     groups = _groups(windows.tokens, 1 if devices is None else len(devices))
     nll, kl, agree = [], [], []
     for tokens in progress(groups):
-        source = reference.hidden if is_reference else model.hidden_states
+        source = model.hidden_states if itself is None else itself.hidden
         hidden, targets = source(tokens, devices=devices)[:, :-1], jnp.asarray(tokens[:, 1:])
         if reference is None:
             nll.append(np.asarray(token_nll(hidden, model.head, targets, devices=devices)))
             continue
-        states = hidden if is_reference else reference.hidden(tokens, devices=devices)[:, :-1]
+        states = hidden if itself is not None else reference.hidden(tokens, devices=devices)[:, :-1]
         scores = compare_tokens(hidden, model.head, states, reference.head, targets, devices=devices)
         for rows, values in zip((nll, kl, agree), scores, strict=True):
             rows.append(np.asarray(values))

@@ -131,7 +131,8 @@ def _search_in_chunks(t, classes, tables, lmbda, num_states):
         return padded.reshape(num_chunks, chunk, length).transpose(0, 2, 1)
 
     def one(rows):
-        return _search_rows(*rows, tables, lmbda, num_states)
+        t, classes = rows
+        return _search_rows(t, classes, tables, lmbda, num_states)
 
     q = lax.map(one, (rows_last(t), rows_last(classes)))
     return q.transpose(0, 2, 1).reshape(-1, length)[:num_rows]

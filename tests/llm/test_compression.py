@@ -51,7 +51,7 @@ def test_a_finer_step_is_a_better_model(coordinates, toy, toy_statistics, toy_to
         result = compress(toy, tmp_path / f"{step}", toy_statistics, settings)
         errors.append(logit_error(toy, tmp_path / f"{step}", toy_tokens))
         sizes.append(result.sizes.file_bytes)
-    assert errors[0] < 0.2 < errors[1] < 1
+    assert errors[0] < 0.25 < errors[1] < 1.5
     assert sizes[0] > sizes[1]
 
 
