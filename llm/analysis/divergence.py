@@ -103,12 +103,11 @@ class Trial:
     def measure(self, model: LanguageModel) -> Divergence:
         """Divergence of a network from the original, token by token, averaged over blocks of tokens."""
         blocks: list[float] = []
-        for tokens in self._tokens:
-            hidden = model.hidden_states(tokens[None])[0][:-1]
-            expected = self._reference.hidden(tokens)[:-1]
-            targets = jnp.asarray(tokens[1:])
+        for tokens in self._tokens[:, None]:
+            hidden, expected = model.hidden_states(tokens)[:, :-1], self._reference.hidden(tokens)[:, :-1]
+            targets = jnp.asarray(tokens[:, 1:])
             _, kl, _ = compare_tokens(hidden, model.head, expected, self._reference.head, targets)
-            blocks += block_means(np.asarray(kl))
+            blocks += block_means(np.asarray(kl[0]))
         return Divergence(blocks=tuple(blocks))
 
     def scaled(self, moved: LanguageModel, scales: Sequence[float]) -> list[Divergence]:

@@ -222,7 +222,7 @@ def pass_seconds(model: LanguageModel, tokens: Int[np.ndarray, " length"]) -> fl
 def _pass(graphdef: Any, blocks: Any, rest: dict[str, Any], tokens: Int[Array, " length"]) -> Array:
     params = {**rest, "blocks": blocks}
     states, _ = observe(graphdef, params, tokens[None], reduce=lambda taps: None)
-    return token_nll(states[0, :-1], rest.get("head", rest["embedding"]), tokens[1:]).mean()
+    return token_nll(states[:, :-1], rest.get("head", rest["embedding"]), tokens[None, 1:]).mean()
 
 
 def _described(point: RateDistortion, points: Points) -> dict[str, Any]:
