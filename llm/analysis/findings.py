@@ -277,7 +277,7 @@ def order_is_seen(a: Analysis) -> Finding:
     return Finding(
         section="frequency",
         claim="The order of the channels means something to a frequency transform.",
-        rule="a permutation costs the DCT coding gain, beyond chance (p < 0.001), in most kinds of layers and axes",
+        rule="a permutation costs the DCT coding gain, beyond chance (p < 0.0001), in most kinds of layers and axes",
         holds=len(seen) > len(all_tests) / 2 if control.is_noticed else None,
         evidence=f"The DCT notices the order in {len(seen)} of {len(all_tests)} cases, most in {most.kind} along its "
         f"{most.axis} ({most.mean_bits:.4f} bit); in the control it is {control.mean_bits:.2f} bit",
@@ -292,7 +292,7 @@ def rotation_is_blind(a: Analysis) -> Finding:
     return Finding(
         section="frequency",
         claim="A rotation does not notice the order of the channels.",
-        rule="the Hadamard transform changes by no more than chance (p < 0.001) in all kinds, axes and the control",
+        rule="the Hadamard transform changes by no more than chance (p < 0.0001) in all kinds, axes and the control",
         holds=not seen,
         evidence=f"The Hadamard transform notices the order in {len(seen)} of {len(tests)} cases "
         f"(at most {largest:.1e} bit)",

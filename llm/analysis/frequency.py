@@ -22,11 +22,11 @@ from ..roles import kind_of, layer_of
 from .regimes import channel_gain_bits
 from .subject import Subject
 
-PERMUTATIONS = 3
+PERMUTATIONS = 7
 """Random orders of the channels of each matrix."""
 
-CHANCE = 1e-3
-"""Probability that an order is noticed though it means nothing: a few dozen tests are made."""
+CHANCE = 1e-4
+"""Probability that an order is noticed though it means nothing: a page makes about thirty such tests."""
 
 AXES = ("inputs", "outputs")
 TRANSFORMS = ("dct", "hadamard")
