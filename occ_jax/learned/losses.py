@@ -193,8 +193,8 @@ def water_filled(t: Float[Array, "rows columns"], *, floor: float = 1e-6) -> Rat
 
     Example:
         >>> point = water_filled(jnp.asarray([[4.0, 0.01]] * 2))
-        >>> print(point.bits.round(2), point.distortion.round(3))
-        1.9 0.042
+        >>> print(f"{point.bits:.2f} {point.distortion:.3f}")
+        1.90 0.042
 
     References:
         Cover & Thomas, Elements of Information Theory, section 10.3.3.

@@ -155,7 +155,7 @@ def test_finished_rows_are_kept_and_not_made_again(bench, toy, toy_statistics, w
     assert all(kl[feedback, 5] < kl[feedback, 3] for feedback in (False, True))
     assert set(dataclasses.asdict(again.rows[0])) == {
         *("coordinates", "quantizer", "feedback", "linear_bits_per_weight", "file_bytes"),
-        *("perplexity", "kl_mean", "kl_se", "seconds"),
+        *("perplexity", "kl_mean", "kl_se", "seconds", "kl_windows"),
     }
 
 
