@@ -61,6 +61,7 @@ class Demo:
         for coordinates in COORDINATES:
             track = functools.partial(_labelled, terminal, coordinates)
             with survey(checkpoint, statistics, _settings(1.0, coordinates), track=track) as surveyed:
+                near = None
                 for bits in RATES:
                     place = self.out / f"{coordinates}-{bits:g}"
                     settings = _settings(bits, coordinates)
@@ -71,10 +72,12 @@ class Demo:
                         statistics,
                         settings,
                         surveyed=surveyed,
+                        near=near,
                         force=self.force,
                         text=calibration.described,
                         track=track,
                     )
+                    near = made.allocation
                     rows.append(
                         measured_row(
                             place,

@@ -43,6 +43,8 @@ class Allocation:
     """Expected bits per weight of the linear layers, without side information."""
     class_bits: Float[np.ndarray, " classes"]
     """Expected code length of a coefficient of each scale class, bits."""
+    excess: float = 0.0
+    """Bits per weight that whole matrices took beyond what the probes let expect."""
 
     @cached_property
     def tables(self) -> SearchTables:
@@ -63,6 +65,7 @@ def allocate(
     target_bits: float | None = None,
     step: float = 1.0,
     pilot: Callable[[Allocation], float] | None = None,
+    near: Allocation | None = None,
 ) -> Allocation:
     """Choose the global step and the codebook.
 
@@ -75,35 +78,45 @@ def allocate(
         step: the step itself, if there is no target.
         pilot: codes a few whole matrices and returns how many bits per weight they take beyond what was expected; one
             correction for all that the probes do not see.
+        near: the allocation of a neighbouring rate of the same network; its codebook and its correction are where the
+            search starts, so that one probe will do.
 
     Raises:
         ValueError: no step reaches the target.
     """
     linear = [plan for name, plan in plans.items() if is_linear(name)]
     counted = [plan for name, plan in plans.items() if target(name)]
-    codebook = gaussian_codebook(class_sigmas(), num_states=num_states)
-    class_bits = mean_class_bits(gaussian_statistics(class_sigmas(), num_states), codebook)
+    weights = sum(plan.num_weights for plan in counted)
+    start = near or _gaussian_start(num_states)
+    codebook, class_bits, excess = start.codebook, start.class_bits, start.excess
 
-    def solved(start: float, table_bits: float) -> float:
+    def solved(start: float, excess: float) -> float:
         if target_bits is None:
             return float(np.float32(step))
-        return solve_step(counted, class_bits, target_bits - table_bits, start)
+        tables = 8.0 * len(codebook_to_bytes(codebook))
+        return solve_step(counted, class_bits, target_bits - tables - excess * weights, start)
 
-    current = solved(1.0, 0.0)
-    for _ in range(MAX_PROBES):
+    current = solved(start.step, excess)
+    for _ in range(1 if near else MAX_PROBES):
         statistics = probe(current, codebook)
         codebook = refined_codebook(statistics, num_states)
         class_bits = mean_class_bits(statistics, codebook, fallback=class_bits)
-        previous, current = current, solved(current, 8.0 * len(codebook_to_bytes(codebook)))
+        previous, current = current, solved(current, excess)
         if abs(np.log(current / previous)) < _SETTLED:
             break
-    if pilot is not None and target_bits is not None:
-        weights = sum(plan.num_weights for plan in counted)
+    if near is None and pilot is not None and target_bits is not None:
         found = Allocation(step=current, codebook=codebook, linear_bits=np.nan, class_bits=class_bits)
-        current = solved(current, 8.0 * len(codebook_to_bytes(codebook)) + pilot(found) * weights)
-    weights = sum(plan.num_weights for plan in linear)
-    expected = expected_bits(linear, class_bits, current) / weights
-    return Allocation(step=current, codebook=codebook, linear_bits=expected, class_bits=class_bits)
+        excess = pilot(found)
+        current = solved(current, excess)
+    expected = expected_bits(linear, class_bits, current) / sum(plan.num_weights for plan in linear)
+    return Allocation(step=current, codebook=codebook, linear_bits=expected, class_bits=class_bits, excess=excess)
+
+
+def _gaussian_start(num_states: int) -> Allocation:
+    """What is expected of Gaussian coefficients, before anything was measured."""
+    codebook = gaussian_codebook(class_sigmas(), num_states=num_states)
+    class_bits = mean_class_bits(gaussian_statistics(class_sigmas(), num_states), codebook)
+    return Allocation(step=1.0, codebook=codebook, linear_bits=np.nan, class_bits=class_bits)
 
 
 def mean_class_bits(

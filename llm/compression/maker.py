@@ -63,6 +63,7 @@ class Maker:
         staging: keeps finished work.
         tokens: text for finishing and for measuring a divergence.
         track: shows progress.
+        near: allocation of a neighbouring rate, if there is one.
     """
 
     def __init__(
@@ -73,6 +74,8 @@ class Maker:
         staging: Staging,
         tokens: CalibrationTokens | None,
         track: Track,
+        *,
+        near: Allocation | None = None,
     ):
         self._checkpoint = checkpoint
         self._compressor = compressor
@@ -80,6 +83,7 @@ class Maker:
         self._staging = staging
         self._tokens = tokens
         self._track = track
+        self._near = near
         self._first: Allocation | None = None
         self._last: tuple[float, dict[str, CodedTensor]] | None = None
         self._made: tuple[float, dict[str, CodedTensor]] | None = None
@@ -122,25 +126,24 @@ class Maker:
 
     def _guess(self) -> Allocation:
         goal, compressor = self._settings.goal, self._compressor
-        states, plans, probe = self._settings.states, compressor.plans, compressor.probe
+        plans = compressor.plans
+        look = functools.partial(allocate, plans, compressor.probe, num_states=self._settings.states)
         if goal.kind == "step":
-            return allocate(plans, probe, num_states=states, step=goal.value)
+            return look(step=goal.value)
+        if goal.kind == "kl":
+            return look(target_bits=3.0 * compressor.num_linear_weights)
+        look = functools.partial(look, pilot=compressor.pilot, near=self._near)
         if goal.kind == "bits":
             linear = [name for name in plans if is_linear(name)]
-            bits = goal.value * compressor.num_linear_weights - compressor.side_info_bits(linear)
-            return allocate(plans, probe, num_states=states, target_bits=bits, pilot=compressor.pilot)
-        if goal.kind == "bytes":
-            rest = sum(coded.num_bytes for coded in encode_rest(compressor.network, gains=True).values())
-            side_info = 8 * rest + compressor.side_info_bits(tuple(plans))
-            if 8 * goal.value <= side_info:
-                raise OccError(
-                    f"--bytes {goal.value:.0f} cannot be reached: beside the indices the file holds "
-                    f"about {side_info / 8:.0f} bytes; choose more"
-                )
-            bits = 8 * goal.value - side_info
-            target = functools.partial(operator.contains, plans)
-            return allocate(plans, probe, num_states=states, target_bits=bits, target=target, pilot=compressor.pilot)
-        return allocate(plans, probe, num_states=states, target_bits=3.0 * compressor.num_linear_weights)
+            return look(target_bits=goal.value * compressor.num_linear_weights - compressor.side_info_bits(linear))
+        rest = sum(coded.num_bytes for coded in encode_rest(compressor.network, gains=True).values())
+        side_info = 8 * rest + compressor.side_info_bits(tuple(plans))
+        if 8 * goal.value <= side_info:
+            raise OccError(
+                f"--bytes {goal.value:.0f} cannot be reached: beside the indices the file holds "
+                f"about {side_info / 8:.0f} bytes; choose more"
+            )
+        return look(target_bits=8 * goal.value - side_info, target=functools.partial(operator.contains, plans))
 
     def _allocation(self, step: float) -> Allocation:
         first = self.first_allocation()

@@ -46,15 +46,10 @@ class Staging:
                 codebook=codebook_from_bytes(bytes.fromhex(fields["codebook"])),
                 linear_bits=float.fromhex(fields["linear_bits"]),
                 class_bits=np.array([float.fromhex(bits) for bits in fields["class_bits"]]),
+                excess=float.fromhex(fields["excess"]),
             )
         made = make()
-        fields = {
-            "step": made.step.hex(),
-            "codebook": codebook_to_bytes(made.codebook).hex(),
-            "linear_bits": made.linear_bits.hex(),
-            "class_bits": [float(bits).hex() for bits in made.class_bits],
-        }
-        self._replace(file, fields)
+        self._replace(file, _fields(made))
         return made
 
     def measured(self, step: float, measure: Callable[[], float]) -> float:
@@ -114,17 +109,34 @@ class Staging:
         os.replace(aside, file)
 
 
-def staging_directory(fingerprint: Fingerprint, settings: Settings, *tokens: Int[np.ndarray, "..."] | None) -> Path:
+def staging_directory(
+    fingerprint: Fingerprint,
+    settings: Settings,
+    *tokens: Int[np.ndarray, "..."] | None,
+    near: Allocation | None = None,
+) -> Path:
     """The place in the user's cache for one compression: named by everything that determines its result.
 
     Args:
         fingerprint: of the model and the text behind the statistics.
         settings: of the compression.
         tokens: other text that the compression sees.
+        near: allocation from which its search starts.
     """
     seen = [None if array is None else hashlib.sha256(array.astype("<i4").tobytes()).hexdigest() for array in tokens]
     chosen = dataclasses.asdict(settings)
     if (learned := chosen.pop("transforms")) is not None:
         chosen["transforms"] = sha256_of(learned) if learned.is_file() else str(learned)
-    identity = json.dumps([fingerprint.digest, chosen, seen, 2], sort_keys=True)
+    identity = json.dumps([fingerprint.digest, chosen, seen, near and _fields(near), 3], sort_keys=True)
     return cache_directory() / "unfinished" / hashlib.sha256(identity.encode()).hexdigest()[:32]
+
+
+def _fields(allocation: Allocation) -> dict[str, Any]:
+    """An allocation as JSON, exactly."""
+    return {
+        "step": allocation.step.hex(),
+        "codebook": codebook_to_bytes(allocation.codebook).hex(),
+        "linear_bits": allocation.linear_bits.hex(),
+        "class_bits": [float(bits).hex() for bits in allocation.class_bits],
+        "excess": float(allocation.excess).hex(),
+    }
