@@ -5,11 +5,9 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from occ_jax.codec import CodedTensor, encode_affine, encode_tensor
-from occ_jax.quantization import fit_affine
+from occ_jax.codec import CodedTensor, encode_affine
 from occ_jax.quantization.integer_feedback import quantize_integers
 from occ_jax.transforms import Identity
 
@@ -17,7 +15,7 @@ from ..calibration import Statistics
 from ..checkpoints import Checkpoint
 from ..checkpoints.atomic import atomic_directory
 from ..compression import Settings, Sizes
-from ..compression.compressor import encode_rest
+from ..compression.compressor import encode_integers, encode_rest
 from ..compression.factors import Factors
 from ..compression.input_bases import BASIS_BITS
 from ..compression.maker import write_model
@@ -27,7 +25,7 @@ from ..coordinates import CoordinateName
 from ..errors import said_of
 from ..roles import is_linear
 
-EMBEDDING_BITS, EMBEDDING_GROUP = 8, 64
+EMBEDDING_BITS = 8
 """How these files hold the embedding and a head of its own: the customary 8 bits, counted like everything else."""
 
 
@@ -84,7 +82,7 @@ def compress_integers(
 def _encode(network: Network, name: str, factors: Factors | None, bits: int, group_size: int) -> CodedTensor:
     w = network.coefficients(name)
     if not is_linear(name):
-        return encode_tensor(w, fit_affine(jnp.asarray(w), EMBEDDING_BITS, group_size=EMBEDDING_GROUP))
+        return encode_integers(w, EMBEDDING_BITS)
     factor = None if factors is None else factors.of(name, network.sensitivity(name).hessian)
     result = quantize_integers(w, factor, bits=bits, group_size=group_size, devices=tuple(jax.devices()))
     written = network.written_transform(name)

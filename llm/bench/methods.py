@@ -10,7 +10,7 @@ from ..checkpoints import Checkpoint
 from ..compression import CalibrationTokens, Settings, Sizes, Survey, compress, survey
 from ..compression.survey import Track
 from ..coordinates import CoordinateName
-from .integers import compress_integers
+from .integers import EMBEDDING_BITS, compress_integers
 
 QuantizerName = Literal[
     "int-rtn-64",
@@ -21,6 +21,7 @@ QuantizerName = Literal[
     "scalar",
     "trellis-8",
     "trellis-8-finished",
+    "trellis-8-embedding-int8",
     "trellis-32",
     "trellis-256",
 ]
@@ -34,7 +35,8 @@ class Method:
         coordinates: name of the coordinates.
         quantizer: ``int-rtn-G`` are asymmetric integers with a float16 scale for each group of G, rounded to the
             nearest; ``int-gptq-G`` the same with feedback; ``scalar`` and ``trellis-S`` are entropy-coded with
-            feedback, ``scalar-rtn`` without. With ``finished``, row scales and gains are tuned afterwards.
+            feedback, ``scalar-rtn`` without. With ``finished``, row scales and gains are tuned afterwards; with
+            ``embedding-int8`` the embedding is held in 8 bits instead of being coded under the same dial.
         seed: of random coordinates.
         transforms: file of ``learned`` coordinates.
     """
@@ -73,11 +75,17 @@ class Method:
         return self.quantizer.endswith("-finished")
 
     @property
+    def embedding_bits(self) -> int | None:
+        """Width of the integers of the embedding, if it is not coded like the linear layers."""
+        return EMBEDDING_BITS if "embedding-int8" in self.quantizer else None
+
+    @property
     def label(self) -> str:
         """Name of the quantizer in tables; whether it has feedback is said beside it."""
         if self.is_integer:
             return f"integers, groups of {self.parameter}"
         name = "scalar" if self.parameter == 1 else f"trellis {self.parameter}"
+        name = f"{name}, embedding in 8 bits" if self.embedding_bits else name
         return f"{name}, finished" if self.finished else name
 
 
@@ -151,6 +159,7 @@ def make_file(
         seed=method.seed,
         states=method.parameter,
         feedback=method.feedback,
+        embedding_bits=method.embedding_bits,
         finish="always" if method.finished else "never",
     )
     surveyed = None if surveys is None else surveys.of(checkpoint, statistics, settings, track)

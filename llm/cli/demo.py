@@ -3,16 +3,17 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ..bench.measure import measured_row
+from ..calibration import Statistics
 from ..checkpoints import Checkpoint, load_checkpoint
 from ..compression import Settings, compress, survey
 from ..coordinates import CoordinateName
 from ..errors import OccError
-from ..evaluation import Reference, cut_windows, evaluate
+from ..evaluation import Reference, Windows, cut_windows, evaluate
 from ..figures import rate_distortion_figure
 from ..model import LanguageModel
 from ..results import Row
@@ -57,40 +58,11 @@ class Demo:
         original = evaluate(
             reference.model, windows, reference=reference, progress=lambda rows: terminal.track(rows, "original")
         )
-        rows = []
-        for coordinates in COORDINATES:
-            track = functools.partial(_labelled, terminal, coordinates)
-            with survey(checkpoint, statistics, _settings(1.0, coordinates), track=track) as surveyed:
-                near = None
-                for bits in RATES:
-                    place = self.out / f"{coordinates}-{bits:g}"
-                    settings = _settings(bits, coordinates)
-                    track = functools.partial(_labelled, terminal, f"{coordinates} {bits:g} bits")
-                    made = compress(
-                        checkpoint,
-                        place,
-                        statistics,
-                        settings,
-                        surveyed=surveyed,
-                        near=near,
-                        force=self.force,
-                        text=calibration.described,
-                        track=track,
-                    )
-                    near = made.allocation
-                    rows.append(
-                        measured_row(
-                            place,
-                            windows,
-                            reference,
-                            coordinates=coordinates,
-                            quantizer=settings.quantizer,
-                            feedback=settings.feedback,
-                            sizes=made.sizes,
-                            seconds=made.seconds,
-                            track=track,
-                        )
-                    )
+        rows = [
+            row
+            for coordinates in COORDINATES
+            for row in self._curve(coordinates, checkpoint, statistics, windows, reference, calibration, terminal)
+        ]
         facts = {
             "model": checkpoint.name,
             "text": "held-out part of the Python documentation",
@@ -100,6 +72,48 @@ class Demo:
             "reference_perplexity": original.perplexity,
         }
         self._report(terminal, facts, rows)
+
+    def _curve(
+        self,
+        coordinates: CoordinateName,
+        checkpoint: Checkpoint,
+        statistics: Statistics,
+        windows: Windows,
+        reference: Reference,
+        calibration: CalibrationText,
+        terminal: Terminal,
+    ) -> Iterator[Row]:
+        """Files of all rates in one system of coordinates, each evaluated; one survey serves them all."""
+        track = functools.partial(_labelled, terminal, coordinates)
+        with survey(checkpoint, statistics, _settings(1.0, coordinates), track=track) as surveyed:
+            near = None
+            for bits in RATES:
+                place = self.out / f"{coordinates}-{bits:g}"
+                settings = _settings(bits, coordinates)
+                track = functools.partial(_labelled, terminal, f"{coordinates} {bits:g} bits")
+                made = compress(
+                    checkpoint,
+                    place,
+                    statistics,
+                    settings,
+                    surveyed=surveyed,
+                    near=near,
+                    force=self.force,
+                    text=calibration.described,
+                    track=track,
+                )
+                near = made.allocation
+                yield measured_row(
+                    place,
+                    windows,
+                    reference,
+                    coordinates=coordinates,
+                    quantizer=settings.quantizer,
+                    feedback=settings.feedback,
+                    sizes=made.sizes,
+                    seconds=made.seconds,
+                    track=track,
+                )
 
     def _report(self, terminal: Terminal, facts: dict[str, Any], rows: list[Row]) -> None:
         results = facts | {"rows": [dataclasses.asdict(row) for row in rows]}

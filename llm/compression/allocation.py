@@ -90,13 +90,13 @@ def allocate(
     start = near or _gaussian_start(num_states)
     codebook, class_bits, excess = start.codebook, start.class_bits, start.excess
 
-    def solved(start: float, excess: float) -> float:
+    def solved(start: float, excess: float, *, measured: bool = True) -> float:
         if target_bits is None:
             return float(np.float32(step))
-        tables = 8.0 * len(codebook_to_bytes(codebook))
+        tables = 8.0 * len(codebook_to_bytes(codebook)) if measured else 0.0
         return solve_step(counted, class_bits, target_bits - tables - excess * weights, start)
 
-    current = solved(start.step, excess)
+    current = solved(start.step, excess, measured=near is not None)
     for _ in range(1 if near else MAX_PROBES):
         statistics = probe(current, codebook)
         codebook = refined_codebook(statistics, num_states)

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from occ_jax.codec import CodedTensor, Lattice, Levels, encode_lattices, encode_raw, encode_transform
+from occ_jax.codec import CodedTensor, Lattice, Levels, encode_lattices, encode_raw, encode_tensor, encode_transform
+from occ_jax.quantization import fit_affine
 from occ_jax.quantization.codebook import (
     Codebook,
     SearchTables,
@@ -35,6 +36,9 @@ from .survey import Survey, Track
 
 ROW_RESOLUTION = 32
 """Levels per octave of row steps that are tuned: errors of 0.6 %, for two bits a row more than those that are not."""
+
+INTEGER_GROUP = 64
+"""Weights of an embedding in integers that share a scale and a zero point."""
 
 _LANE_BYTES = 6
 _LANE_SYMBOLS = 1 << 14
@@ -90,9 +94,13 @@ class Compressor:
             allocation: step and codebook.
             fine_rows: leave room in the file for row scales that will be tuned, if it is a linear layer.
         """
-        lattices = [self._lattice(name, allocation, fine_rows=fine_rows) for name in names]
+        bits = self._settings.embedding_bits
+        apart = [] if bits is None else [name for name in names if not is_linear(name)]
+        dialled = [name for name in names if name not in apart]
+        lattices = [self._lattice(name, allocation, fine_rows=fine_rows) for name in dialled]
         packing = {"matrix_bits": BASIS_BITS, "lane_symbols": _LANE_SYMBOLS}
-        return dict(zip(names, encode_lattices(lattices, allocation.codebook, **packing), strict=True))
+        coded = dict(zip(dialled, encode_lattices(lattices, allocation.codebook, **packing), strict=True))
+        return coded | {name: encode_integers(self.network.coefficients(name), bits or 8) for name in apart}
 
     def _lattice(self, name: str, allocation: Allocation, *, fine_rows: bool) -> Lattice:
         levels = self.plans[name].levels(allocation.step)
@@ -132,6 +140,11 @@ class Compressor:
             class_shift=CLASS_SHIFT,
             devices=tuple(jax.devices()),
         )
+
+
+def encode_integers(w: Float[np.ndarray, "rows d_in"], bits: int) -> CodedTensor:
+    """A matrix in asymmetric integers of fixed width with shared scales, the customary form of embeddings."""
+    return encode_tensor(w, fit_affine(jnp.asarray(w), bits, group_size=INTEGER_GROUP))
 
 
 def encode_rest(network: Network, *, gains: bool = False) -> dict[str, CodedTensor]:

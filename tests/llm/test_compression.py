@@ -65,6 +65,37 @@ def test_bits_are_met_and_every_byte_is_accounted_for(toy, toy_statistics, tmp_p
     assert sizes.file_bits_per_weight == pytest.approx(8 * sizes.file_bytes / weights)
 
 
+def test_a_rate_starts_from_its_neighbour_and_still_meets_its_target(toy, toy_statistics, tmp_path):
+    seen: list[str] = []
+
+    def track(names, label):
+        seen.append(label)
+        return names
+
+    made = compress(toy, tmp_path / "6", toy_statistics, Settings(bits=6.0, states=1), track=track)
+    assert seen.count("pilot") == 1
+    seen.clear()
+    settings = Settings(bits=5.0, states=1)
+    other = compress(toy, tmp_path / "5", toy_statistics, settings, near=made.allocation, track=track)
+    assert other.sizes.linear_bits_per_weight == pytest.approx(5.0, rel=0.005)
+    assert seen[:3] == ["plan", "probe", "quantize and code"]
+    assert other.allocation.excess == made.allocation.excess
+
+
+def test_an_embedding_can_be_held_apart_from_the_dial(toy, toy_statistics, tmp_path):
+    settings = Settings(bits=5.0, states=1, embedding_bits=8)
+    made = compress(toy, tmp_path / "apart", toy_statistics, settings)
+    assert made.sizes.linear_bits_per_weight == pytest.approx(5.0, rel=0.005)
+    with open_container(tmp_path / "apart" / CONTAINER) as container:
+        assert container[EMBEDDING].num_bytes >= toy.weights[EMBEDDING].size
+    opened = load_checkpoint(tmp_path / "apart").weights[EMBEDDING]
+    assert np.abs(opened - toy.weights[EMBEDDING]).max() < np.abs(toy.weights[EMBEDDING]).max() / 100
+    with pytest.raises(OccError, match="embedding-bits"):
+        Settings(bytes=10_000, embedding_bits=8)
+    with pytest.raises(OccError, match="embedding-bits 9"):
+        Settings(bits=3.0, embedding_bits=9)
+
+
 def test_two_runs_are_identical_and_another_device_count_decodes_the_same(toy, toy_statistics, tmp_path):
     settings = Settings(step=0.01, states=4, coordinates="random")
     for name in ("a", "b"):

@@ -1,0 +1,123 @@
+"""A model of 1.1 billion parameters through every stage, and the memory that each takes.
+
+    python benchmarks/streaming.py
+
+A TinyLlama-shaped model with random bfloat16 weights is written in shards, then ``occ calibrate``, ``occ compress`` and
+``occ decompress`` run as processes of their own. The compression is interrupted after ``--interrupt-after`` seconds and
+started again; with ``--compare``, another one runs through, and the two files are compared byte for byte. Layers are
+streamed, so memory follows the largest matrix and the embedding, not the model. The last line on standard output is one
+JSON object with peak memory in bytes and seconds of every stage.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import tyro
+from occ_llm.checkpoints import load_checkpoint, write_hf_directory
+from occ_llm.checkpoints.compressed import CONTAINER
+from random_model import TINYLLAMA, random_weights
+
+SHARD_BYTES = 500_000_000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One process.
+
+    Attributes:
+        exit_code: 0, or 130 after an interrupt.
+        seconds: wall time.
+        peak_memory_bytes: largest resident set.
+    """
+
+    exit_code: int
+    seconds: float
+    peak_memory_bytes: int
+
+
+def stage(cache: Path, *arguments: str | Path, interrupt_after: float | None = None) -> Stage:
+    """Run ``occ`` with these arguments."""
+    environment = os.environ | {"XDG_CACHE_HOME": str(cache)}
+    command = [sys.executable, "-m", "occ_llm.cli", *map(str, arguments)]
+    print("occ", *arguments, file=sys.stderr)
+    start = time.perf_counter()
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    if interrupt_after is not None:
+        time.sleep(interrupt_after)
+        process.send_signal(signal.SIGINT)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    seconds = time.perf_counter() - start
+    result = Stage(exit_code=process.returncode, seconds=seconds, peak_memory_bytes=usage.ru_maxrss * 1024)
+    print(f"  {result}", file=sys.stderr)
+    return result
+
+
+def digest(directory: Path) -> str:
+    """SHA-256 of the container."""
+    with open(directory / CONTAINER, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def main(
+    layers: int = 22,
+    bits: float = 3.0,
+    states: int = 8,
+    windows: int = 2,
+    interrupt_after: float = 120.0,
+    compare: bool = False,
+    work: Path | None = None,
+) -> None:
+    """Measure.
+
+    Args:
+        layers: blocks of the model; 22 make 1.1 billion parameters.
+        bits: rate of the linear layers.
+        states: of the trellis.
+        windows: calibration windows of 1024 tokens.
+        interrupt_after: seconds until the compression is interrupted.
+        compare: make the file a second time without an interrupt, and compare.
+        work: directory for about 10 GB; a temporary one by default.
+    """
+    config = dataclasses.replace(TINYLLAMA, num_layers=layers)
+    with tempfile.TemporaryDirectory(prefix="occ-streaming-", dir=work) as scratch:
+        place = Path(scratch)
+        model, cache = place / "model", place / "cache"
+        write_hf_directory(
+            model,
+            config=config,
+            weights=random_weights(config),
+            tokenizer_files=load_checkpoint("tiny").tokenizer_files,
+            dtype="bfloat16",
+            max_shard_bytes=SHARD_BYTES,
+        )
+        options = ["--bits", str(bits), "--states", str(states), "--finish", "never"]
+        calibration = ["--calibration-windows", str(windows)]
+        stages = {"calibrate": stage(cache, "calibrate", model, place / "statistics.safetensors", *calibration)}
+        compress = ["compress", model, place / "small", *options, *calibration]
+        stages["interrupted"] = stage(cache, *compress, interrupt_after=interrupt_after)
+        stages["resumed"] = stage(cache, *compress)
+        stages["decompress"] = stage(cache, "decompress", place / "small", place / "dense", "--dtype", "bfloat16")
+        summary = {
+            "benchmark": "streaming",
+            "parameters": sum(w.size for w in random_weights(config).values()),
+            "file_bytes": (place / "small" / CONTAINER).stat().st_size,
+        }
+        if compare:
+            stages["uninterrupted"] = stage(cache, "compress", model, place / "again", *options, *calibration)
+            summary["identical"] = digest(place / "small") == digest(place / "again")
+    summary |= {name: dataclasses.asdict(result) for name, result in stages.items()}
+    summary["peak_memory_bytes"] = max(result.peak_memory_bytes for result in stages.values())
+    print(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
