@@ -29,7 +29,7 @@ def place(toy, tmp_path):
 
 def arguments(place, *more):
     small = ("--calibration-windows", "2", "--calibration-window", "64", "--text", str(place / "text.txt"))
-    return ["compress", str(place / "model"), str(place / "out"), "--step", "0.01", *small, *more]
+    return ["compress", str(place / "model"), str(place / "out"), "--step", "0.01", "--states", "1", *small, *more]
 
 
 def occ(*args: str) -> subprocess.CompletedProcess:

@@ -47,7 +47,7 @@ def divergence(toy, path, tokens) -> float:
 def test_a_finer_step_is_a_better_model(coordinates, toy, toy_statistics, toy_tokens, tmp_path):
     errors, sizes = [], []
     for step in (0.002, 0.02):
-        settings = Settings(step=step, coordinates=coordinates)
+        settings = Settings(step=step, coordinates=coordinates, states=1)
         result = compress(toy, tmp_path / f"{step}", toy_statistics, settings)
         errors.append(logit_error(toy, tmp_path / f"{step}", toy_tokens))
         sizes.append(result.sizes.file_bytes)
@@ -56,7 +56,7 @@ def test_a_finer_step_is_a_better_model(coordinates, toy, toy_statistics, toy_to
 
 
 def test_bits_are_met_and_every_byte_is_accounted_for(toy, toy_statistics, tmp_path):
-    result = compress(toy, tmp_path / "out", toy_statistics, Settings(bits=6.0))
+    result = compress(toy, tmp_path / "out", toy_statistics, Settings(bits=6.0, states=1))
     sizes, file = result.sizes, tmp_path / "out" / CONTAINER
     assert sizes.linear_bits_per_weight == pytest.approx(6.0, rel=0.005)
     assert sizes.file_bytes == os.stat(file).st_size == sum(sizes.ledger.values())
@@ -111,7 +111,7 @@ def test_two_runs_are_identical_and_another_device_count_decodes_the_same(toy, t
 
 
 def test_an_interrupted_compression_goes_on_and_ends_in_the_same_bytes(toy, toy_statistics, tmp_path):
-    settings, done = Settings(step=0.01), []
+    settings, done = Settings(step=0.01, states=1), []
 
     def interrupt(names, label):
         for number, name in enumerate(names):
@@ -132,7 +132,7 @@ def test_an_interrupted_compression_goes_on_and_ends_in_the_same_bytes(toy, toy_
 
 
 def test_the_directory_says_what_it_is(toy, toy_statistics, tmp_path):
-    compress(toy, tmp_path / "out", toy_statistics, Settings(step=0.1), text="some text")
+    compress(toy, tmp_path / "out", toy_statistics, Settings(step=0.1, states=1), text="some text")
     fields = json.loads((tmp_path / "out" / "config.json").read_text())
     assert fields["quantization_config"]["quant_method"] == "occ"
     assert fields["quantization_config"]["format_version"] == 1
@@ -144,7 +144,7 @@ def test_the_directory_says_what_it_is(toy, toy_statistics, tmp_path):
 
 def test_a_basis_is_stored_only_where_a_tied_head_needs_it(toy, toy_statistics, tmp_path):
     for name, stored in (("identity", False), ("hadamard", True)):
-        compress(toy, tmp_path / name, toy_statistics, Settings(step=0.2, coordinates=name))
+        compress(toy, tmp_path / name, toy_statistics, Settings(step=0.2, coordinates=name, states=1))
         with open_container(tmp_path / name / CONTAINER) as container:
             assert (BASIS in container) == stored
 
@@ -152,14 +152,16 @@ def test_a_basis_is_stored_only_where_a_tied_head_needs_it(toy, toy_statistics, 
 def test_outputs_are_not_replaced_without_force(toy, toy_statistics, tmp_path):
     (tmp_path / "out").mkdir()
     with pytest.raises(OccError, match="already exists"):
-        compress(toy, tmp_path / "out", toy_statistics, Settings(step=0.1))
+        compress(toy, tmp_path / "out", toy_statistics, Settings(step=0.1, states=1))
 
 
 def test_weights_that_are_not_numbers_are_refused_by_name(toy, toy_statistics, tmp_path):
     name = "model.layers.1.mlp.up_proj.weight"
     broken = dict(toy.weights) | {name: np.full_like(toy.weights[name], np.nan)}
     with pytest.raises(OccError, match=name):
-        compress(dataclasses.replace(toy, weights=broken), tmp_path / "out", toy_statistics, Settings(step=0.1))
+        compress(
+            dataclasses.replace(toy, weights=broken), tmp_path / "out", toy_statistics, Settings(step=0.1, states=1)
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -185,8 +187,8 @@ def test_settings_that_make_no_sense(fields, message):
 
 
 def test_bytes_are_met(toy, toy_statistics, tmp_path):
-    goal = compress(toy, tmp_path / "a", toy_statistics, Settings(step=0.01)).sizes.file_bytes * 9 // 10
-    result = compress(toy, tmp_path / "b", toy_statistics, Settings(bytes=goal))
+    goal = compress(toy, tmp_path / "a", toy_statistics, Settings(step=0.01, states=1)).sizes.file_bytes * 9 // 10
+    result = compress(toy, tmp_path / "b", toy_statistics, Settings(bytes=goal, states=1))
     assert (tmp_path / "b" / CONTAINER).stat().st_size == pytest.approx(goal, rel=0.005)
     assert result.step > 0.01
     with pytest.raises(OccError, match=r"--bytes 300 cannot be reached.*holds about \d+ bytes; choose more"):
@@ -203,7 +205,11 @@ def test_a_divergence_is_met_on_held_back_text_and_finishing_helps(toy, toy_stat
     text = CalibrationTokens(calibration=tokens, finishing=tokens, held_back=held)
     coarse = {
         finish: compress(
-            toy, tmp_path / finish, toy_statistics, Settings(step=0.05, finish=finish, finish_steps=40), tokens=text
+            toy,
+            tmp_path / finish,
+            toy_statistics,
+            Settings(step=0.05, states=1, finish=finish, finish_steps=40),
+            tokens=text,
         )
         for finish in ("never", "always")
     }
@@ -213,7 +219,7 @@ def test_a_divergence_is_met_on_held_back_text_and_finishing_helps(toy, toy_stat
     grown = coarse["always"].sizes.file_bytes - coarse["never"].sizes.file_bytes
     assert 0 < grown < 0.2 * coarse["never"].sizes.file_bytes
     goal = 0.7 * divergence(toy, tmp_path / "never", held)
-    result = compress(toy, tmp_path / "kl", toy_statistics, Settings(kl=goal, finish="never"), tokens=text)
+    result = compress(toy, tmp_path / "kl", toy_statistics, Settings(kl=goal, states=1, finish="never"), tokens=text)
     assert divergence(toy, tmp_path / "kl", held) == pytest.approx(goal, rel=0.04)
     assert result.step < 0.05
 

@@ -67,7 +67,7 @@ def test_the_file_says_what_it_is(learned, capsys):
 
 
 def test_a_model_is_compressed_in_learned_coordinates(learned, place, capsys):
-    more = ("--step", "0.0005", "--coordinates", "learned", "--transforms", str(learned))
+    more = ("--step", "0.0005", "--states", "1", "--coordinates", "learned", "--transforms", str(learned))
     assert run(arguments("compress", place, "out", *more)) == 0
     sizes = json.loads(capsys.readouterr().out)
     assert sizes["file_bytes"] == sum(sizes["ledger"].values())

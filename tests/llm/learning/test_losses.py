@@ -35,12 +35,13 @@ def coded_places(toy, toy_problem, drawn_coordinates):
         "identity": start,
         "hadamard": choose_coordinates("hadamard", toy.config, key=KEY),
         "learned": drawn_coordinates(toy.config, ("residual", "values", "keys")),
-        "scaled": drawn_coordinates(toy.config, ("value-scales", "key-scales", "unit-scales")),
     }
+    scaled = drawn_coordinates(toy.config, ("value-scales", "key-scales", "unit-scales"))
     found = {}
     for rate in ("field", "water"):
         work = Layerwise(toy.config, toy_problem, start, LearnSettings(rate=rate, bits=9.0))
-        found[rate] = {name: work.measure(place) for name, place in places.items()}
+        measured = places if rate == "field" else places | {"scaled": scaled}
+        found[rate] = {name: work.measure(place) for name, place in measured.items()}
     return found
 
 
