@@ -42,6 +42,9 @@ _BLOCK = 16
 _CACHED_VALUES = 1 << 17
 """Block length times states times rows that are searched together: the survivors' values stay in a core's cache."""
 
+_CACHED_RESIDUALS = 1 << 19
+"""Rows times columns that are decided together, with one state."""
+
 
 @pytree_dataclass
 class FeedbackResult:
@@ -80,7 +83,7 @@ def _quantize(
     def run(rows, shared):
         t, row_level = rows
         num_rows = t.shape[0]
-        num_chunks = -(-num_rows // max(32, _CACHED_VALUES // (block * num_states)))
+        num_chunks = -(-num_rows // _rows_together(num_columns, block, num_states))
         chunk = -(-num_rows // num_chunks)
         fill = chunk * num_chunks - num_rows
         t = jnp.pad(t, ((0, fill), (0, padding))).reshape(num_chunks, chunk, -1)
@@ -89,6 +92,13 @@ def _quantize(
         return tuple(x.mT.reshape(num_rows + fill, -1)[:num_rows, :num_columns] for x in (q, residual))
 
     return FeedbackResult(*over_rows(run, devices)((t, row_level), (columns, tables, lmbda)))
+
+
+def _rows_together(num_columns: int, block: int, num_states: int) -> int:
+    """Rows that are searched together: what is read again at every column, or at every block, stays in the cache."""
+    if num_states == 1:
+        return max(256, _CACHED_RESIDUALS // num_columns)
+    return max(32, _CACHED_VALUES // (block * num_states))
 
 
 def quantize_with_feedback(
@@ -167,7 +177,7 @@ def quantize_with_feedback(
         jnp.asarray(HIGH_RATE_LMBDA[num_states] if lmbda is None else lmbda, jnp.float32),
         num_states=num_states,
         block=_BLOCK,
-        delay=max(1, -(-delay // _BLOCK)),
+        delay=0 if num_states == 1 else max(1, -(-delay // _BLOCK)),
         class_shift=class_shift,
         devices=devices,
     )

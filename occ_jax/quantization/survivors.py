@@ -40,7 +40,8 @@ class Columns(NamedTuple):
     """What is known of the columns.
 
     Attributes:
-        coupling: :math:`C`, strictly upper triangular, below as many rows of zeros as there are undecided columns.
+        coupling: :math:`C`, strictly upper triangular, below as many rows of zeros as there are undecided columns (none
+            with one state).
         weight: :math:`m`; zero for columns that only fill up the last block.
         level: scale level of each column.
     """
@@ -87,7 +88,7 @@ def _extend(
     def branches(metric, t, weight, level) -> Iterator[tuple[Array, Array, Array]]:
         classes = class_of(level)[None, :]
         rate = lmbda / jnp.where(weight > 0, weight, jnp.inf)  # columns that only fill up cost nothing
-        for bit in range(1 if num_states == 1 else 2):
+        for bit in range(2):
             cost, q, residual = best_in_subset(t, 2 * bit + parity, classes, tables, rate, num_states)
             yield metric + weight * cost, q, residual
 
@@ -95,20 +96,17 @@ def _extend(
         metric, origin, values = carry
         index, coupling, weight, level = column
         t = lax.dynamic_index_in_dim(values, index, keepdims=False)
-        zero, *one = branches(metric, t, weight, level)
-        if num_states == 1:
-            (metric, q, residual), decision = zero, jnp.zeros_like(origin)
-        else:
-            from_zero, from_one = zero[0][before[:, 0]], one[0][0][before[:, 1]]
-            decision = (from_one < from_zero).astype(jnp.int32)
+        zero, one = branches(metric, t, weight, level)
+        from_zero, from_one = zero[0][before[:, 0]], one[0][before[:, 1]]
+        decision = (from_one < from_zero).astype(jnp.int32)
 
-            def survive(of_zero, of_one):
-                chosen = jnp.broadcast_to(decision == 1, of_zero.shape)
-                return jnp.where(chosen, of_one[..., before[:, 1], :], of_zero[..., before[:, 0], :])
+        def survive(of_zero, of_one):
+            chosen = jnp.broadcast_to(decision == 1, of_zero.shape)
+            return jnp.where(chosen, of_one[..., before[:, 1], :], of_zero[..., before[:, 0], :])
 
-            metric = jnp.minimum(from_zero, from_one)
-            q, residual = survive(zero[1], one[0][1]), survive(zero[2], one[0][2])
-            origin, values = survive(origin, origin), survive(values, values)
+        metric = jnp.minimum(from_zero, from_one)
+        q, residual = survive(zero[1], one[1]), survive(zero[2], one[2])
+        origin, values = survive(origin, origin), survive(values, values)
         values = values - coupling[:, None, None] * residual[None]
         values = lax.dynamic_update_index_in_dim(values, residual, index, axis=0)
         return (metric, origin, values), (decision, q)
@@ -126,6 +124,52 @@ def _trace(decision: Array, q: Array, state: Int32[Array, " rows"], num_states: 
         return before[state, bit], _at_state(q, state[None])[0]
 
     return lax.scan(back, state, (decision, q), reverse=True)[1]
+
+
+def decide_rows(
+    t: Float32[Array, "columns rows"],
+    row_level: Int32[Array, " rows"],
+    columns: Columns,
+    tables: SearchTables,
+    lmbda: Float32[Array, ""],
+    *,
+    block: int,
+    class_shift: int,
+) -> tuple[Int32[Array, "columns rows"], Float32[Array, "columns rows"]]:
+    """What :func:`search_rows` does with one state: every column is decided at once, and nothing has to be kept.
+
+    Args:
+        t: values, in steps; ``block`` divides their number.
+        row_level: scale level of each row.
+        columns: what is known of the columns.
+        tables: the codebook.
+        lmbda: squared steps that one bit is worth.
+        block: columns in a block: within it errors act one by one, from earlier blocks by one product.
+        class_shift: ``shift`` of the scale classes.
+    """
+
+    def decide(values, column):
+        index, coupling, weight, level = column
+        t = lax.dynamic_index_in_dim(values, index, keepdims=False)
+        classes = jnp.clip((row_level + level) >> class_shift, 0, tables.num_tables - 1)
+        rate = lmbda / jnp.where(weight > 0, weight, jnp.inf)
+        _, q, residual = best_in_subset(t, 0, classes, tables, rate, 1)
+        return values - coupling[:, None] * residual[None], (q, residual)
+
+    def visit(carry, first):
+        _, residuals = carry
+        coupling, values = (
+            lax.dynamic_slice_in_dim(x, first, block, axis=axis) for x, axis in ((columns.coupling, 1), (t, 0))
+        )
+        inside, *of_block = (
+            lax.dynamic_slice_in_dim(x, first, block) for x in (coupling, columns.weight, columns.level)
+        )
+        each = (jnp.arange(block, dtype=jnp.int32), inside, *of_block)
+        _, made = lax.scan(decide, values - coupling.T @ residuals, each)
+        return tuple(lax.dynamic_update_slice_in_dim(x, of, first, axis=0) for x, of in zip(carry, made)), None
+
+    start = jnp.zeros(t.shape, jnp.int32), jnp.zeros(t.shape, jnp.float32)
+    return lax.scan(visit, start, block * jnp.arange(t.shape[0] // block, dtype=jnp.int32))[0]
 
 
 def search_rows(
@@ -150,9 +194,11 @@ def search_rows(
         lmbda: squared steps that one bit is worth.
         num_states: states of the trellis.
         block: columns in a block.
-        delay: blocks that stay undecided.
+        delay: blocks that stay undecided; with one state none do.
         class_shift: ``shift`` of the scale classes.
     """
+    if num_states == 1:
+        return decide_rows(t, row_level, columns, tables, lmbda, block=block, class_shift=class_shift)
     num_columns, num_rows = t.shape
     num_classes = tables.num_tables // num_parities(num_states)
 
