@@ -21,6 +21,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from occ_jax._pytree import pytree_dataclass
 from occ_jax.transforms import (
@@ -243,9 +244,18 @@ def _output_space(config: ModelConfig, kind: str, layer: int | None, coordinates
 
 def _moved(name: str, steps: list[Transform]) -> Callable[[Weights], np.ndarray]:
     def rule(source: Weights) -> np.ndarray:
-        array = jnp.asarray(source[name])
-        for move in steps:
-            array = move.forward(array)
-        return np.asarray(array)
+        return moved(source[name], *steps)
 
     return rule
+
+
+def moved(array: Float[np.ndarray, "*batch n"], *steps: Transform) -> Float[np.ndarray, "*batch n"]:
+    """Transforms one after the other along the last axis, on the host; compiled once for each shape."""
+    for step in steps:
+        array = np.asarray(_forward(step, jnp.asarray(array)))
+    return array
+
+
+@jax.jit
+def _forward(transform: Transform, array: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
+    return transform.forward(array)

@@ -16,6 +16,7 @@ have all of :math:`G`; the others its diagonal :math:`g`.
 import dataclasses
 from collections.abc import Callable, Mapping
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -237,8 +238,11 @@ def conjugate(transform: Transform, moment: Float[Array, "d d"]) -> Float[Array,
 
 
 def sandwich(transform: Transform, matrix: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d d"]:
-    """:func:`conjugate` on the host."""
-    return np.asarray(conjugate(transform, jnp.asarray(matrix)))
+    """:func:`conjugate` on the host, compiled once for each shape."""
+    return np.asarray(_conjugate(transform, jnp.asarray(matrix)))
+
+
+_conjugate = jax.jit(conjugate)
 
 
 def moved_diagonal(transform: Transform, moment: Float[Array, "d *columns"]) -> Float[Array, " d"]:

@@ -79,7 +79,7 @@ def allocate(
         pilot: codes a few whole matrices and returns how many bits per weight they take beyond what was expected; one
             correction for all that the probes do not see.
         near: the allocation of a neighbouring rate of the same network; its codebook and its correction are where the
-            search starts, so that one probe will do.
+            search starts, so that one probe will do before the pilot.
 
     Raises:
         ValueError: no step reaches the target.
@@ -104,7 +104,7 @@ def allocate(
         previous, current = current, solved(current, excess)
         if abs(np.log(current / previous)) < _SETTLED:
             break
-    if near is None and pilot is not None and target_bits is not None:
+    if pilot is not None and target_bits is not None:
         found = Allocation(step=current, codebook=codebook, linear_bits=np.nan, class_bits=class_bits)
         excess = pilot(found)
         current = solved(current, excess)

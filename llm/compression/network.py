@@ -14,7 +14,7 @@ from occ_jax.transforms import Identity, Transform
 from ..calibration import Statistics, rotate_statistics
 from ..calibration.statistics import sandwich
 from ..config import ModelConfig
-from ..coordinates import HEAD_MIX, Coordinates, choose_coordinates, rotate
+from ..coordinates import HEAD_MIX, Coordinates, choose_coordinates, moved, rotate
 from ..folding import fold_norms, folded_gains
 from ..roles import EMBEDDING, FINAL_NORM, HEAD, LINEAR_KINDS, is_linear, kind_of, layer_of
 from ..stored_coordinates import load_coordinates
@@ -88,7 +88,7 @@ class Network:
         """The matrix in the coordinates in which it is quantized."""
         w = self.weights[name]
         transform = self.stored_transform(name)
-        return w if isinstance(transform, Identity) else np.asarray(transform.forward(jax.numpy.asarray(w)))
+        return w if isinstance(transform, Identity) else moved(w, transform)
 
     def sensitivity(self, name: str) -> Sensitivity:
         """What an error in the coefficients costs."""
