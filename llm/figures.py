@@ -2,21 +2,29 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
+from cycler import cycler
+from matplotlib.figure import Figure
 
 from occ_jax.learned import FitLog
 
 from .results import Row, at_equal_bytes, best_series
 
-matplotlib.use("Agg")  # files only: no display is needed, here or on a server
-
-import matplotlib.pyplot as plt
-from matplotlib.figure import Figure
-
 # Okabe & Ito, Color Universal Design, 2008; markers repeat what the colours say.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
+
+STYLE: Mapping[str, Any] = {
+    "axes.prop_cycle": cycler(color=COLOURS),
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+}
+"""Settings of matplotlib for figures of one's own: ``matplotlib.pyplot.rcParams.update(STYLE)``."""
 
 
 def rate_distortion_figure(rows: Sequence[Row], path: Path, *, model: str) -> None:
@@ -27,7 +35,8 @@ def rate_distortion_figure(rows: Sequence[Row], path: Path, *, model: str) -> No
         path: file to write.
         model: name for the title.
     """
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
     for index, series in enumerate(dict.fromkeys(row.series for row in rows)):
         points = sorted((row for row in rows if row.series == series), key=lambda row: row.file_bytes)
         axes.errorbar(
@@ -58,9 +67,8 @@ def bench_figure(rows: Sequence[Row], path: Path, *, model: str) -> None:
     """
     places = list(dict.fromkeys(row.coordinates for row in rows))
     kinds = list(dict.fromkeys((row.quantizer, row.feedback) for row in rows))
-    figure, panels = plt.subplots(
-        1, len(places), figsize=(2 + 3.6 * len(places), 5), sharey=True, squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(2 + 3.6 * len(places), 5), layout="constrained")
+    panels = figure.subplots(1, len(places), sharey=True, squeeze=False)
     for axes, place in zip(panels[0], places, strict=True):
         for index, (quantizer, feedback) in enumerate(kinds):
             kind = [r for r in rows if (r.coordinates, r.quantizer, r.feedback) == (place, quantizer, feedback)]
@@ -101,7 +109,8 @@ def learning_figure(logs: Mapping[str, FitLog], path: Path, *, title: str) -> No
         "distortion": "distortion",
         "orthogonality": "departure from orthogonality",
     }
-    figure, panels = plt.subplots(1, len(quantities), figsize=(11, 3.6), layout="constrained")
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    panels = figure.subplots(1, len(quantities))
     for axes, (name, label) in zip(panels, quantities.items(), strict=True):
         for index, (series, log) in enumerate(logs.items()):
             values = getattr(log, name)
@@ -117,6 +126,5 @@ def learning_figure(logs: Mapping[str, FitLog], path: Path, *, title: str) -> No
 
 
 def _save(figure: Figure, path: Path) -> None:
-    with plt.rc_context({"svg.hashsalt": "occ", "svg.fonttype": "none"}):
+    with matplotlib.rc_context({"svg.hashsalt": "occ", "svg.fonttype": "none"}):
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=160)
-    plt.close(figure)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "notebooks").glob("*.md")])
 TRANSLATED = sorted(ROOT.rglob("docs/**/*.ko.md"))
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -74,7 +74,7 @@ def test_relative_links_resolve(page):
 @each(PAGES)
 def test_named_files_exist(page):
     """Files of this project that stand in the text as code, alone or as what Python runs."""
-    folders = "benchmarks|docs|llm|occ_jax|scripts|tests"
+    folders = "benchmarks|docs|llm|notebooks|occ_jax|scripts|tests|toy"
     named = re.findall(rf"`(?:python )?((?:{folders})/[\w/.]+)`", prose(page))
     made_later = {"docs/results/"}  # by the first run of scripts/update_readme.py
     assert [path for path in named if path not in made_later and not (ROOT / path).exists()] == []

@@ -6,11 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")  # files only: no display is needed, here or on a server
-
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 from .bases import BASES
 from .experiment import LEVELS, Cell, Results
@@ -22,22 +19,24 @@ _STYLES = {"original": ("#0072B2", "o"), "rotated": ("#D55E00", "s"), "aligned":
 _TITLES = {name: item.title for name, item in (*BASES.items(), *ACTIVATIONS.items())}
 
 
-def source_figure(results: Results, name: str, paths: Sequence[Path]) -> None:
+def source_figure(results: Results, name: str) -> Figure:
     """A source in the three regimes: what it looks like, its coefficients, its curves, its bytes in every basis."""
     cells = [cell for cell in results.cells if cell.source == name]
     featured = featured_cell(cells)
-    figure, axes = plt.subplots(2, 2, figsize=(10, 7), layout="constrained")
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    axes = figure.subplots(2, 2)
     figure.suptitle(f"{SOURCES[name].title}: {source_finding(cells)}", x=0.01, ha="left", fontsize=13)
     _show_draws(axes[0, 0], SOURCES[name])
     _show_energies(axes[0, 1], featured)
     _show_curves(axes[1, 0], featured, results.ar1_bound_bytes if name == "ar1" else None)
     _show_bytes(axes[1, 1], cells)
-    _save(figure, paths)
+    return figure
 
 
-def summary_figure(results: Results, paths: Sequence[Path]) -> None:
+def summary_figure(results: Results) -> Figure:
     """Bytes after rotation and after alignment over bytes in the original coordinates, for every cell."""
-    figure, axes = plt.subplots(figsize=(9, 4.8), layout="constrained")
+    figure = Figure(figsize=(9, 4.8), layout="constrained")
+    axes = figure.subplots()
     names = list(results.protocol.sources)
     medians = {}
     for regime, shift in (("rotated", 0.15), ("aligned", -0.15)):
@@ -65,7 +64,7 @@ def summary_figure(results: Results, paths: Sequence[Path]) -> None:
     axes.set_title(title, loc="left")
     axes.grid(alpha=0.3, axis="x")
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    _save(figure, paths)
+    return figure
 
 
 def featured_cell(cells: Sequence[Cell]) -> Cell:
@@ -176,8 +175,8 @@ def _show_bytes(axes: Any, cells: Sequence[Cell]) -> None:
     axes.grid(alpha=0.3)
 
 
-def _save(figure: Any, paths: Sequence[Path]) -> None:
+def save_figure(figure: Figure, paths: Sequence[Path]) -> None:
+    """Write a figure to files, SVG or PNG by their suffix, the same in every run."""
     for path in paths:
-        with plt.rc_context({"svg.hashsalt": "occ", "svg.fonttype": "none"}):
+        with matplotlib.rc_context({"svg.hashsalt": "occ", "svg.fonttype": "none"}):
             figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=120)
-    plt.close(figure)

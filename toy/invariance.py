@@ -106,11 +106,11 @@ def measure_invariances(draws: int, steps: int, targets: Sequence[float]) -> lis
         for is_shared in (True, False):
             changed = _changed(net, thetas, change, is_shared)
             label = f"{ACTIVATIONS[name].title}: {change.__name__.replace('_', ' ')}"
-            results.append(_compare(label, is_shared, net, x, thetas, changed, targets))
+            results.append(compare(label, is_shared, net, x, thetas, changed, targets))
     pair, thetas = linear_pairs(draws)
     for is_shared in (True, False):
         changed = rotate_between(thetas, is_shared)
-        results.append(_compare("linear pair: rotate", is_shared, pair, jnp.zeros((1, 1)), thetas, changed, targets))
+        results.append(compare("linear pair: rotate", is_shared, pair, jnp.zeros((1, 1)), thetas, changed, targets))
     return results
 
 
@@ -148,9 +148,19 @@ def rotate_between(thetas: _Thetas, is_shared: bool) -> _Thetas:
     return jnp.asarray(both.reshape(thetas.shape), jnp.float32)
 
 
-def _compare(
+def compare(
     name: str, is_shared: bool, net: Parameterised, x: Array, before: _Thetas, after: _Thetas, targets: Sequence[float]
 ) -> Invariance:
+    """How far the functions move when their parameters are changed, and the bytes before and after.
+
+    Args:
+        name: what was done.
+        is_shared: whether all were changed in the same way.
+        net: function of the parameters.
+        x: points at which it is known.
+        before, after: parameters.
+        targets: relative errors that quantization aims at.
+    """
     values = np.asarray(evaluate(net, before, x), np.float64)
     change = np.abs(np.asarray(evaluate(net, after, x), np.float64) - values).max() / np.sqrt(np.square(values).mean())
     sizes = {

@@ -160,6 +160,8 @@ def _hessian_saves_but_does_not_pay(results: Results) -> _Verdict:
 
 
 def _invariances_hold(results: Results) -> _Verdict:
+    if not results.invariances:
+        return _UNDECIDED
     change = max(invariance.function_change for invariance in results.invariances)
     scaled = [i for i in results.invariances if "rescale" in i.name and i.is_shared]
     if not scaled or None in (*scaled[0].uniform_bytes, *scaled[0].sensitive_bytes):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .experiment import LEVELS, Cell, Results
-from .figures import source_figure, summary_figure
+from .figures import featured_cell, save_figure, source_figure, summary_figure
 from .predictions import Outcome, outcomes
 from .sources import SOURCES
 
@@ -25,8 +25,8 @@ def write_results(results: Results, out: Path, *, command: str, png: bool = True
     decided = outcomes(results)
     suffixes = (".svg", ".png") if png else (".svg",)
     for name in results.protocol.sources:
-        source_figure(results, name, [out / f"{name}{suffix}" for suffix in suffixes])
-    summary_figure(results, [out / f"summary{suffix}" for suffix in suffixes])
+        save_figure(source_figure(results, name), [out / f"{name}{suffix}" for suffix in suffixes])
+    save_figure(summary_figure(results), [out / f"summary{suffix}" for suffix in suffixes])
     (out / REPORT).write_text(report(results, decided, command=command), encoding="utf-8")
     (out / RESULTS).write_text(as_json(results, decided, command=command), encoding="utf-8")  # last: marks a whole run
     return decided
@@ -77,6 +77,11 @@ def report(results: Results, decided: Sequence[Outcome], *, command: str) -> str
         *_invariance_table(results),
         "",
         "## Summary",
+        "",
+        *_table(
+            ("function", "cheapest basis", "rotated", "aligned", "dearest basis", "cheapest network"),
+            (_summary_row(results, name) for name in p.sources),
+        ),
         "",
         "![summary](summary.svg)",
     ]
@@ -129,16 +134,38 @@ def _bytes_text(group: Sequence[Cell], regime: str) -> str:
     return "not reached"
 
 
+def _summary_row(results: Results, name: str) -> tuple[str, ...]:
+    cells = [cell for cell in results.cells if cell.source == name]
+    linear, networks = ([cell for cell in cells if cell.is_network is wanted] for wanted in (False, True))
+    featured = featured_cell(cells)
+    return (
+        SOURCES[name].title,
+        _extreme(linear, min),
+        _bytes_text([featured], "rotated"),
+        _bytes_text([featured], featured.aligned),
+        _extreme(linear, max),
+        _extreme(networks, min),
+    )
+
+
+def _extreme(cells: Sequence[Cell], choose: Callable[[Iterable], Any]) -> str:
+    """The representation with the fewest or most bytes in its original coordinates."""
+    for level, mark in zip(LEVELS, ("", "*")):
+        sizes = [(b, cell.representation) for cell in cells if (b := cell.bytes_at("original", level)) is not None]
+        if sizes:
+            size, name = choose(sizes)
+            return f"{name} {size:.0f}{mark}"
+    return "not reached"
+
+
 def _invariance_table(results: Results) -> list[str]:
     rows = [
         (
             i.name,
             "the same for all" if i.is_shared else "each its own",
             f"{i.function_change:.1e}",
-            *(
-                " → ".join("-" if b is None else f"{b:.0f}" for b in pair)
-                for pair in (i.uniform_bytes, i.sensitive_bytes)
-            ),
+            _before_and_after(i.uniform_bytes),
+            _before_and_after(i.sensitive_bytes),
         )
         for i in results.invariances
     ]

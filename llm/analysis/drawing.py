@@ -16,22 +16,19 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import LogFormatter, MaxNLocator
 
-from ..figures import COLOURS, MARKERS
+from ..figures import COLOURS, MARKERS, STYLE
 
 WIDTH, HEIGHT = 4.3, 3.4
 """Size of a panel in inches: so small that its letters can be read where it fills a phone."""
 
 _STYLE: dict[Any, Any] = {
+    **STYLE,
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "savefig.facecolor": "none",
-    "legend.frameon": False,
     "legend.fontsize": 8,
     "font.size": 9,
     "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.grid": True,
-    "grid.alpha": 0.3,
     "lines.linewidth": 1.5,
     "lines.markersize": 4,
     "svg.fonttype": "none",

@@ -4,9 +4,11 @@ import dataclasses
 
 import numpy as np
 
+from ..calibration.statistics import FULL_FISHER
+from ..roles import LINEAR_KINDS
 from . import findings as found
 from .drawing import Figure, Sheet, style
-from .frequency import AXES, CONTROL, TRANSFORMS
+from .frequency import AXES, CHANCE, CONTROL, TRANSFORMS
 from .run import Analysis
 from .sensitivity import DIRECTIONS, SAMPLES
 from .weight_figures import kinds_of
@@ -31,11 +33,12 @@ def spectra_figure(a: Analysis) -> Figure:
                 axes.plot([s.layer for s in chosen], [100 * s.top_tenth for s in chosen], label=space, **style(index))
             axes.set_ylim(0, 103)
     rows = [{k: v for k, v in dataclasses.asdict(s).items() if k != "samples"} for s in a.spectra]
+    diagonal = ", ".join(kind for kind in LINEAR_KINDS if kind not in FULL_FISHER)
     return Figure(
         name="spectra",
         title=found.sensitivity_is_concentrated(a).evidence,
-        caption="Left: medians over layers. Where only the diagonal of a Fisher matrix is known (q, k, gate, up) it "
-        "is in the data alone.",
+        caption="Left: medians over layers. Where only the diagonal of a Fisher matrix is known "
+        f"({diagonal}) it is in the data alone.",
         panels=sheet.panels,
         rows=rows,
     )
@@ -164,9 +167,9 @@ def orders_figure(a: Analysis) -> Figure:
         name="order",
         title=f"{found.order_is_seen(a).evidence}. {found.rotation_is_blind(a).evidence}",
         caption="Coding gain in the order of the network less that after random permutations, mean over layers. Bars "
-        "end where chance ends (p = 0.001) for one more random permutation. An autoregressive process, whose order "
-        f"means something, loses {control['dct']:.2f} bit in the DCT and {control['hadamard']:.4f} bit in the Hadamard "
-        "transform.",
+        f"end where chance ends (p = {CHANCE:g}) for one more random permutation. An autoregressive process, whose "
+        f"order means something, loses {control['dct']:.2f} bit in the DCT and {control['hadamard']:.4f} bit in the "
+        "Hadamard transform.",
         panels=sheet.panels,
         rows=[dataclasses.asdict(o) | {"permuted_bits": " ".join(map(str, o.permuted_bits))} for o in a.orders],
     )

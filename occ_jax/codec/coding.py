@@ -17,7 +17,7 @@ from occ_jax.codec.levels import Levels
 from occ_jax.codec.spec import DEFAULT_MATRIX_BITS, stored_transform
 from occ_jax.codec.tensor import CodedTensor, matrix_shape, require_codebook, shorten
 from occ_jax.entropy.tables import from_samples, stack
-from occ_jax.quantization import Affine, DeadZone, Quantizer, Uniform
+from occ_jax.quantization import Affine, Quantizer
 from occ_jax.quantization.codebook import REACH, Codebook
 from occ_jax.transforms import Transform
 
@@ -72,8 +72,9 @@ def encode_tensor(
 
     Args:
         w: the tensor; transforms see a matrix of its last axis and all others together.
-        quantizer: of the coefficients: :class:`Uniform` or :class:`DeadZone` with a scalar step (entropy-coded), or
-            :class:`Affine` (packed). Trellis indices go through :func:`~occ_jax.codec.lattice.encode_lattice`.
+        quantizer: of the coefficients: :class:`Affine` (packed), or any quantizer with a scalar ``step`` whose
+            reconstruction points are its multiples, however it rounds (entropy-coded; a decoder need not know how an
+            index was chosen). Trellis indices go through :func:`~occ_jax.codec.lattice.encode_lattice`.
         codebook: tables of an entropy-coded tensor, one state; made from its own indices when left out.
         left, right: stored transforms of the first and the last axis.
         matrix_bits: resolution of stored matrices.
@@ -83,6 +84,7 @@ def encode_tensor(
         ValueError: a value that is not finite, or a quantizer that a file cannot hold in this way.
 
     Example:
+        >>> from occ_jax.quantization import Uniform
         >>> w = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
         >>> coded = encode_tensor(w, Uniform(jnp.array(0.01)))
         >>> bool(np.abs(decode_tensor(coded) - w).max() <= 0.00501)
@@ -98,9 +100,7 @@ def encode_tensor(
     q = quantizer.quantize(y)
     if isinstance(quantizer, Affine):
         return integers.encode_affine(np.asarray(q), quantizer, left=left, right=right, matrix_bits=matrix_bits)
-    if not isinstance(quantizer, Uniform | DeadZone) or jnp.ndim(quantizer.step):
-        raise ValueError(f"{type(quantizer).__name__} with this step cannot be coded: use encode_lattice with levels")
-    levels = Levels.constant(float(quantizer.step), shape)
+    levels = Levels.constant(_lattice_step(quantizer, q), shape)
     return lattice.encode_lattice(
         q,
         levels,
@@ -110,6 +110,18 @@ def encode_tensor(
         matrix_bits=matrix_bits,
         lane_symbols=lane_symbols,
     )
+
+
+def _lattice_step(quantizer: Quantizer, q: Int32[Array, "..."]) -> float:
+    """The step of a quantizer whose reconstruction points are its multiples."""
+    step = getattr(quantizer, "step", None)
+    if step is None or jnp.ndim(step):
+        raise ValueError(f"{type(quantizer).__name__} with this step cannot be coded: use encode_lattice with levels")
+    if not bool((quantizer.dequantize(q) == step * q.astype(step.dtype)).all()):
+        raise ValueError(
+            f"{type(quantizer).__name__} reconstructs other points than multiples of its step: a file cannot hold it"
+        )
+    return float(step)
 
 
 def scalar_codebook(q: Int32[np.ndarray, "..."], *, precision: int = 12) -> Codebook:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from occ_jax._pytree import pytree_dataclass
 from occ_jax.codec import (
     FormatError,
     decode_indices,
@@ -22,11 +23,28 @@ from occ_jax.codec import (
 )
 from occ_jax.codec.integers import pack_bits, unpack_bits
 from occ_jax.codec.tensor import canonical_json, matrix_shape, shorten
-from occ_jax.quantization import Affine, DeadZone, Uniform, fit_affine
+from occ_jax.quantization import Affine, DeadZone, Quantizer, Uniform, fit_affine
 from occ_jax.quantization.codebook import codebook_to_bytes
 from occ_jax.transforms import DCT, hadamard, random_hadamard, random_rotation
 
 RNG = np.random.default_rng(0)
+
+
+@pytree_dataclass
+class Truncated(Quantizer):
+    """A rounding rule that the library does not know, with a shift of its reconstruction points."""
+
+    step: jax.Array
+    shift: jax.Array
+
+    def quantize(self, y):
+        return jnp.trunc(y / self.step).astype(jnp.int32)
+
+    def dequantize(self, q):
+        return self.step * q.astype(self.step.dtype) + self.shift
+
+    def relax(self, y, *, key):
+        return y / self.step
 
 
 @settings(max_examples=60, deadline=None)
@@ -144,6 +162,12 @@ def test_a_dead_zone_saves_bits():
     assert np.abs(decode_tensor(dead) - w).max() <= 0.8 + 1e-5
 
 
+def test_a_rounding_rule_of_ones_own_needs_no_registration():
+    w = RNG.normal(size=(20, 30)).astype(np.float32)
+    coded = encode_tensor(w, Truncated(jnp.array(0.25), jnp.array(0.0)))
+    np.testing.assert_array_equal(decode_tensor(coded), np.trunc(w / 0.25) * np.float32(0.25))
+
+
 def test_codecs_mix_in_one_call(kinds):
     together = decode_tensors(list(kinds.values()))
     for coded, w in zip(kinds.values(), together):
@@ -184,6 +208,8 @@ def test_quantizers_that_a_file_cannot_hold_are_refused():
     w = np.ones((3, 4), np.float32)
     with pytest.raises(ValueError, match="encode_lattice"):
         encode_tensor(w, Uniform(jnp.ones((3, 1))))
+    with pytest.raises(ValueError, match="Truncated reconstructs other points"):
+        encode_tensor(w, Truncated(jnp.array(0.25), jnp.array(0.1)))
     with pytest.raises(ValueError, match="do not fit"):
         encode_tensor(w, Affine(jnp.ones((3, 7), jnp.float16), None, bits=4, group_size=2))
 

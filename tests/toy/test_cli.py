@@ -9,6 +9,7 @@ from occ_toy.cli import Toy
 from occ_toy.experiment import num_parts
 from occ_toy.predictions import outcomes
 from occ_toy.report import write_results
+from occ_toy.sources import SOURCES
 
 TINY = Protocol(
     sources=("bandlimited", "convolution"), draws=2, others=64, seeds=1, steps=5, widths=(4,), targets=(5e-3, 5e-2)
@@ -57,6 +58,8 @@ def test_results_figures_and_report_are_written(results, tmp_path):
     report = (tmp_path / "report.md").read_text()
     assert "occ toy --quick" in report
     assert report.count("![") == 3
+    summary = report.partition("## Summary")[2]
+    assert all(f"| {SOURCES[name].title} | " in summary for name in TINY.sources)
 
 
 def test_the_command_runs_what_it_was_asked_for(monkeypatch, tmp_path, results, capsys):

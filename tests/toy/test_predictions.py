@@ -74,3 +74,5 @@ def test_everything_can_be_refuted():
 def test_what_was_not_measured_stays_open():
     decided = decide([], rescaled=((None, None), (None, None)))
     assert set(decided.values()) == {None}
+    nothing = Results(protocol=Protocol(), cells=(), invariances=(), ar1_bound_bytes=None)
+    assert {outcome.holds for outcome in outcomes(nothing)} == {None}
