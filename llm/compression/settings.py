@@ -37,6 +37,8 @@ class Settings:
     """Let later weights make up for the rounding errors of earlier ones (GPTQ, LDLQ)."""
     damping: float = 0.01
     """Share of the mean diagonal that is added to every second moment."""
+    sequential: bool = False
+    """Quantize block after block, each with the inputs that the quantized ones before it produce."""
     finish: Literal["auto", "always", "never"] = "auto"
     """Tune norm gains and row scales to the original's predictions afterwards; auto does so below 3 bits."""
     finish_steps: int = 48
@@ -58,6 +60,8 @@ class Settings:
             raise OccError(f"--states {self.states} is not a trellis: choose one of {', '.join(map(str, STATES))}")
         if (self.coordinates == "learned") != (self.transforms is not None):
             raise OccError("--coordinates learned and --transforms FILE belong together: give both or neither")
+        if self.sequential and not self.feedback:
+            raise OccError("--sequential renews the feedback, and --no-feedback leaves none: drop one of them")
         if not 0 < self.damping <= 1:
             raise OccError(f"--damping {self.damping} is out of range: choose a number above 0, up to 1")
 
