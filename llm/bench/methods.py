@@ -22,9 +22,14 @@ QuantizerName = Literal[
     "trellis-8",
     "trellis-8-finished",
     "trellis-8-embedding-int8",
+    "trellis-8-sequential",
+    "trellis-8-sequential-finished",
     "trellis-32",
     "trellis-256",
 ]
+
+EXTRAS = ("sequential", "finished")
+"""Words of a quantizer's name for what is done beside quantization."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,8 +40,9 @@ class Method:
         coordinates: name of the coordinates.
         quantizer: ``int-rtn-G`` are asymmetric integers with a float16 scale for each group of G, rounded to the
             nearest; ``int-gptq-G`` the same with feedback; ``scalar`` and ``trellis-S`` are entropy-coded with
-            feedback, ``scalar-rtn`` without. With ``finished``, row scales and gains are tuned afterwards; with
-            ``embedding-int8`` the embedding is held in 8 bits instead of being coded under the same dial.
+            feedback, ``scalar-rtn`` without. Words behind them turn on what else there is: ``finished`` row scales and
+            gains, and blocks in ``sequential`` order. With ``embedding-int8`` the embedding is held in 8 bits instead
+            of being coded under the same dial.
         seed: of random coordinates.
         transforms: file of ``learned`` coordinates.
     """
@@ -70,9 +76,9 @@ class Method:
         return numbers[0] if numbers else 1
 
     @property
-    def finished(self) -> bool:
-        """Whether row scales and norm gains are tuned after quantization."""
-        return self.quantizer.endswith("-finished")
+    def extras(self) -> tuple[str, ...]:
+        """What is done beside quantization, in the order in which it is done."""
+        return tuple(word for word in EXTRAS if word in self.quantizer.split("-"))
 
     @property
     def embedding_bits(self) -> int | None:
@@ -86,7 +92,7 @@ class Method:
             return f"integers, groups of {self.parameter}"
         name = "scalar" if self.parameter == 1 else f"trellis {self.parameter}"
         name = f"{name}, embedding in 8 bits" if self.embedding_bits else name
-        return f"{name}, finished" if self.finished else name
+        return ", ".join((name, *self.extras))
 
 
 class Surveys(contextlib.AbstractContextManager):
@@ -128,7 +134,7 @@ def make_file(
         checkpoint: the model.
         out: directory to write.
         statistics: of the folded network in original coordinates.
-        tokens: calibration text for finishing.
+        tokens: calibration text for what runs it through the network again.
         surveys: of this model, kept from file to file.
         transform_bits: bits per linear weight that stored transforms take, on top of ``rate``.
         track: shows progress.
@@ -160,7 +166,8 @@ def make_file(
         states=method.parameter,
         feedback=method.feedback,
         embedding_bits=method.embedding_bits,
-        finish="always" if method.finished else "never",
+        sequential="sequential" in method.extras,
+        finish="always" if "finished" in method.extras else "never",
     )
     surveyed = None if surveys is None else surveys.of(checkpoint, statistics, settings, track)
     made = compress(checkpoint, out, statistics, settings, tokens=tokens, surveyed=surveyed, track=track)

@@ -48,7 +48,7 @@ class Bench:
         statistics: of the folded network in original coordinates.
         windows: evaluation text, which ``statistics`` have not seen.
         out: directory of the bench.
-        tokens: calibration text for finishing.
+        tokens: calibration text for what runs it through the network again.
         keep: leave the compressed models in ``out``.
         track: shows progress.
     """

@@ -45,7 +45,13 @@ def model_card(name: str, settings: Settings, sizes: Sizes, text: str, *, finish
         whole=sizes.file_bits_per_weight,
         coordinates=settings.coordinates,
         quantizer=settings.quantizer,
-        feedback=" with feedback" if settings.feedback else "",
+        feedback=_feedback(settings),
         finishing="row scales and norm gains, to the original's predictions" if finished else "none",
         text=text,
     )
+
+
+def _feedback(settings: Settings) -> str:
+    if settings.sequential:
+        return " with feedback, block after block"
+    return " with feedback" if settings.feedback else ""

@@ -20,6 +20,7 @@ from occ_jax.quantization.codebook import (
     search_tables,
 )
 from occ_jax.quantization.feedback import FeedbackResult, quantize_with_feedback
+from occ_jax.quantization.hessian import HessianFactor
 from occ_jax.quantization.scales import CLASS_SHIFT, NUM_CLASSES
 from occ_jax.transforms import Identity
 
@@ -28,6 +29,7 @@ from ..folding import folded_gains
 from ..parallel import in_pairs
 from ..roles import FINAL_NORM, is_linear
 from .allocation import Allocation, probe_rows
+from .factors import Factors
 from .input_bases import BASIS_BITS
 from .network import Network
 from .plan import expected_bits
@@ -67,7 +69,8 @@ class Compressor:
 
         def count(name: str) -> Statistics:
             levels = rows_of(self.plans[name].levels(step), probe_rows(*self.plans[name].shape))
-            return symbol_statistics(self._quantize(name, self._probes[name], levels, tables), levels, codebook)
+            result = self._quantize(self._factors.load(name), self._probes[name], levels, tables)
+            return symbol_statistics(result, levels, codebook)
 
         names = self.network.matrices
         counted = (statistics for _, statistics in in_pairs(count, self._track(names, "probe"), names))
@@ -85,7 +88,12 @@ class Compressor:
         return (spent - expected - self.side_info_bits(names)) / weights
 
     def encode(
-        self, names: Sequence[str], allocation: Allocation, *, fine_rows: bool = False
+        self,
+        names: Sequence[str],
+        allocation: Allocation,
+        *,
+        fine_rows: bool = False,
+        factors: Factors | None = None,
     ) -> dict[str, CodedTensor]:
         """Quantize some whole matrices and code them together.
 
@@ -93,20 +101,23 @@ class Compressor:
             names: of the matrices.
             allocation: step and codebook.
             fine_rows: leave room in the file for row scales that will be tuned, if it is a linear layer.
+            factors: of other second moments than the survey's.
         """
         bits = self._settings.embedding_bits
         apart = [] if bits is None else [name for name in names if not is_linear(name)]
         dialled = [name for name in names if name not in apart]
-        lattices = [self._lattice(name, allocation, fine_rows=fine_rows) for name in dialled]
+        factors = factors or self._factors
+        lattices = [self._lattice(name, allocation, factors, fine_rows=fine_rows) for name in dialled]
         packing = {"matrix_bits": BASIS_BITS, "lane_symbols": _LANE_SYMBOLS}
         coded = dict(zip(dialled, encode_lattices(lattices, allocation.codebook, **packing), strict=True))
         return coded | {name: encode_integers(self.network.coefficients(name), bits or 8) for name in apart}
 
-    def _lattice(self, name: str, allocation: Allocation, *, fine_rows: bool) -> Lattice:
+    def _lattice(self, name: str, allocation: Allocation, factors: Factors, *, fine_rows: bool) -> Lattice:
         levels = self.plans[name].levels(allocation.step)
         if fine_rows and is_linear(name):
             levels = levels.with_row_factors(np.ones(levels.shape[0]), ROW_RESOLUTION)
-        q = self._quantize(name, self.network.coefficients(name), levels, allocation.tables).q
+        factor = factors.load(name)
+        q = self._quantize(factor, self.network.coefficients(name), levels, allocation.tables).q
         transform = self.network.written_transform(name)
         right = None if isinstance(transform, Identity) else transform
         return Lattice(np.asarray(q), levels, right=right)
@@ -125,12 +136,12 @@ class Compressor:
         return 8.0 * (levels + _LANE_BYTES * lanes) + transforms
 
     def _quantize(
-        self, name: str, w: Float[np.ndarray, "rows d_in"], levels: Levels, tables: SearchTables
+        self, factor: HessianFactor, w: Float[np.ndarray, "rows d_in"], levels: Levels, tables: SearchTables
     ) -> FeedbackResult:
         step_row, step_column = levels.steps()
         return quantize_with_feedback(
             w,
-            self._factors.load(name),
+            factor,
             tables,
             step_row=step_row,
             step_column=step_column,

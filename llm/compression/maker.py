@@ -6,7 +6,7 @@ import json
 import math
 import operator
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -25,7 +25,9 @@ from ..parallel import in_pairs
 from ..roles import is_linear, layer_of
 from .allocation import Allocation, allocate
 from .compressor import Compressor, encode_rest
+from .factors import Factors
 from .finishing import FinishSettings, Target, Tuned, cut_shorter, finish, predict
+from .sequential import Code, code_in_sequence
 from .settings import Settings
 from .sizes import Sizes, linear_bits, measure_sizes
 from .staging import Staging
@@ -42,7 +44,7 @@ class CalibrationTokens:
     """Text beside the statistics, as tokens.
 
     Attributes:
-        calibration: windows on which the statistics are collected.
+        calibration: windows on which the statistics are collected, once and, in sequence, again.
         finishing: windows on which row scales and gains are tuned.
         held_back: windows that nothing else has seen, on which a divergence is measured to meet a target.
     """
@@ -162,19 +164,36 @@ class Maker:
             return self._last[1]
         allocation, compressor, finishes = self._allocation(step), self._compressor, self.finishes
 
-        groups = _blocks(tuple(compressor.plans))
+        def code(names: Sequence[str], factors: Callable[[], Factors] | None) -> dict[str, CodedTensor]:
+            def make(missing: Sequence[str]) -> dict[str, CodedTensor]:
+                renewed = factors() if factors is not None and missing else None
+                return compressor.encode(missing, allocation, fine_rows=finishes, factors=renewed)
 
-        def block(place: str) -> dict[str, CodedTensor]:
-            make = functools.partial(compressor.encode, allocation=allocation, fine_rows=finishes)
-            return self._staging.tensors(step, groups[place], allocation.codebook, make)
+            return self._staging.tensors(step, names, allocation.codebook, make)
 
         self._staging.begin(step)
-        places = tuple(groups)
-        coded: dict[str, CodedTensor] = {}
-        for _, made in in_pairs(block, self._track(places, "quantize and code"), places):
-            coded |= made
+        coded = self._in_sequence(code) if self._settings.sequential else self._in_pairs(code)
         self._last = step, coded | encode_rest(compressor.network, gains=finishes)
         return self._last[1]
+
+    def _in_pairs(self, code: Code) -> dict[str, CodedTensor]:
+        groups = _blocks(tuple(self._compressor.plans))
+        places = tuple(groups)
+        coded: dict[str, CodedTensor] = {}
+        shown = self._track(places, "quantize and code")
+        for _, made in in_pairs(lambda place: code(groups[place], None), shown, places):
+            coded |= made
+        return coded
+
+    def _in_sequence(self, code: Code) -> dict[str, CodedTensor]:
+        assert self._tokens is not None
+        return code_in_sequence(
+            self._compressor.network,
+            self._tokens.calibration,
+            code,
+            damping=self._settings.damping,
+            progress=lambda places: self._track(places, "quantize in sequence"),
+        )
 
     def _finished(self, step: float) -> dict[str, CodedTensor]:
         """Every tensor of the file at a step."""
@@ -227,6 +246,7 @@ class Maker:
     def _write(self, directory: Path, coded: dict[str, CodedTensor]) -> Sizes:
         settings = self._settings
         model = {"coordinates": settings.coordinates, "quantizer": settings.quantizer, "feedback": settings.feedback}
+        model |= {"sequential": True} if settings.sequential else {}
         return write_model(directory, coded, self._checkpoint, model)
 
 

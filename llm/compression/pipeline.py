@@ -5,6 +5,9 @@ import dataclasses
 import time
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Int
+
 from ..calibration import Statistics
 from ..checkpoints import Checkpoint
 from ..checkpoints.atomic import atomic_directory, check_output
@@ -59,7 +62,7 @@ def compress(
         out: the output directory.
         statistics: of the folded network in original coordinates, by :func:`occ_llm.calibration.calibrate`.
         settings: how small, and by which means.
-        tokens: text for finishing and for a target divergence; without it there is neither.
+        tokens: text for finishing, for blocks in sequence and for a target divergence; without it there is none.
         surveyed: a survey of the same model with the same statistics, if several files are to be made of it.
         near: the allocation of a neighbouring rate under otherwise equal settings: saves most of the search.
         force: replace an existing model at ``out``.
@@ -68,14 +71,13 @@ def compress(
 
     Raises:
         OccError: ``out`` exists or cannot be written, the weights cannot be read, no step reaches the target, or
-            finishing or a divergence is asked for without text.
+            something is asked for that needs text, and there is none.
     """
     started = time.perf_counter()
     _check_tokens(settings, tokens)
     inputs = [checkpoint.path] if checkpoint.path is not None else []
     check_output(out, force=force, inputs=inputs)
-    seen = (None, None) if tokens is None else (tokens.finishing, tokens.held_back)
-    staging = Staging(staging_directory(statistics.fingerprint, settings, *seen, near=near))
+    staging = Staging(staging_directory(statistics.fingerprint, settings, *_seen(settings, tokens), near=near))
     if surveyed is not None and not surveyed.serves(settings):
         raise ValueError("the survey was made in other coordinates, or with another seed, damping or feedback")
     known = contextlib.nullcontext(surveyed) if surveyed else survey(checkpoint, statistics, settings, track=track)
@@ -98,8 +100,17 @@ def compress(
     )
 
 
+def _seen(settings: Settings, tokens: CalibrationTokens | None) -> tuple[Int[np.ndarray, "..."] | None, ...]:
+    """Text that a compression sees beside its statistics."""
+    if tokens is None:
+        return (None, None)
+    return tokens.finishing, tokens.held_back, *((tokens.calibration,) if settings.sequential else ())
+
+
 def _check_tokens(settings: Settings, tokens: CalibrationTokens | None) -> None:
     if settings.finish == "always" and tokens is None:
         raise OccError("finishing needs calibration text: give tokens, or set finish='never'")
+    if settings.sequential and tokens is None:
+        raise OccError("blocks in sequence need the calibration text once more: give tokens, or drop --sequential")
     if settings.kl is not None and (tokens is None or tokens.held_back is None):
         raise OccError("a target divergence is measured on held-back text: give tokens with held_back windows")

@@ -40,6 +40,8 @@ class Settings:
     they follow the same dial as everything else, and take fewer bytes at equal quality."""
     damping: float = 0.01
     """Share of the mean diagonal that is added to every second moment."""
+    sequential: bool = False
+    """Quantize block after block, each with the inputs that the quantized ones before it produce."""
     finish: Literal["auto", "always", "never"] = "auto"
     """Tune norm gains and row scales to the original's predictions afterwards; auto does so below 3 bits."""
     finish_steps: int = 48
@@ -65,6 +67,8 @@ class Settings:
             raise OccError(f"--embedding-bits {self.embedding_bits} is no width of integers: choose 2 to 8")
         if self.embedding_bits is not None and self.bytes is not None:
             raise OccError("--embedding-bits takes the embedding off the dial that --bytes turns: give --bits instead")
+        if self.sequential and not self.feedback:
+            raise OccError("--sequential renews the feedback, and --no-feedback leaves none: drop one of them")
         if not 0 < self.damping <= 1:
             raise OccError(f"--damping {self.damping} is out of range: choose a number above 0, up to 1")
 
