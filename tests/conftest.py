@@ -13,10 +13,15 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 4)
 
 MOST_MAPS = 20_000
+LESS_OPTIMIZATION = "--xla_backend_optimization_level=1"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """What one process has compiled, no other compiles again: neither a second worker nor a command under test."""
+    """What one process has compiled, no other compiles again: neither a second worker nor a command under test.
+
+    Most functions run once and for a moment, so they are compiled with less optimization.
+    """
+    os.environ.setdefault("XLA_FLAGS", LESS_OPTIMIZATION)
     place = str(config.cache.mkdir("compiled")) if config.cache else None
     if place and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = place
