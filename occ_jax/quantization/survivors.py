@@ -169,7 +169,8 @@ def decide_rows(
         return tuple(lax.dynamic_update_slice_in_dim(x, of, first, axis=0) for x, of in zip(carry, made)), None
 
     start = jnp.zeros(t.shape, jnp.int32), jnp.zeros(t.shape, jnp.float32)
-    return lax.scan(visit, start, block * jnp.arange(t.shape[0] // block, dtype=jnp.int32))[0]
+    (q, residuals), _ = lax.scan(visit, start, block * jnp.arange(t.shape[0] // block, dtype=jnp.int32))
+    return q, residuals
 
 
 def search_rows(
