@@ -73,13 +73,13 @@ print(
 # ## Compress
 #
 # Steps follow the sensitivity, so that one constant sets the rate of every weight in the file; errors are fed back
-# to the weights that come later (GPTQ, [arXiv:2210.17323](https://arxiv.org/abs/2210.17323)), each survivor of a
-# trellis search with its own (Marcellin & Fischer, *Trellis coded quantization*, 1990). The target is met by
-# searching for the constant.
+# to the weights that come later (GPTQ, [arXiv:2210.17323](https://arxiv.org/abs/2210.17323)). The target is met by
+# searching for the constant. One state is scalar quantization, which compiles soonest; the default is a trellis of 8
+# (Marcellin & Fischer, *Trellis coded quantization*, 1990), in whose search every survivor feeds back its own errors.
 
 # %%
 RATES = (4.0, 3.0)
-first = Settings(bits=RATES[0])
+first = Settings(bits=RATES[0], states=1)
 made, near = {}, None
 with survey(checkpoint, statistics, first) as surveyed:
     for bits in RATES:
@@ -214,7 +214,7 @@ for path in sorted((out / "dense").iterdir()):
 #
 # - Other coordinates: `Settings(bits=3.0, coordinates="hadamard")`, or `"klt"`. Which file is better at equal
 #   bytes?
-# - `Settings(bits=3.0, states=1)` is scalar quantization, 64 states are a finer trellis. What is a state worth?
+# - `Settings(bits=3.0)` is a trellis of 8 states; 64 are slower and better. What is a state worth?
 # - `Settings(bits=3.0, feedback=False)`: what does the feedback of errors save?
 # - A target in bytes, `Settings(bytes=400_000)`, or in quality, `Settings(kl=0.05)` (which needs
 #   `CalibrationTokens`).

@@ -1,6 +1,7 @@
 """The experiment: every source in every representation, in every kind of coordinates, through the codec."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from .bases import BASES
 from .coding import RatePoint, bytes_at, integer_error, rate_distortion
 from .coordinates import Coordinates, hessian_basis, original, rotated, source_klt
 from .invariance import Invariance, measure_invariances
+from .learned import learned
 from .measures import Distribution, Sensitivity, describe_coefficients, describe_sensitivity
 from .networks import ACTIVATIONS, WIDTHS
 from .representations import Fitted, fit_basis, fit_networks
@@ -91,8 +93,8 @@ class Cell:
         return "hessian" if self.is_network else "klt"
 
     def bytes_at(self, regime: str, level: float = LEVELS[0]) -> float | None:
-        """Bytes per function at a relative error; None where no file has it."""
-        return bytes_at(self.regimes[regime].points, level)
+        """Bytes per function at a relative error; None where no file has it, or there are no such coordinates."""
+        return bytes_at(self.regimes[regime].points, level) if regime in self.regimes else None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -144,13 +146,17 @@ def _fits(name: str, representation: str, p: Protocol) -> Sequence[Fitted]:
 
 
 def coordinate_systems(fitted: Fitted) -> Iterator[Coordinates]:
-    """The coordinates that are tried; a learned transform would be one more."""
+    """The coordinates that are tried; what needs other draws of the source is there for linear representations."""
     yield original(fitted.hessian)
     yield rotated(fitted.hessian, seed=0)
     if describe_sensitivity(fitted.hessian).axis_alignment < 0.999:  # else the axes are eigenvectors
         yield hessian_basis(fitted.hessian)
     if fitted.typical is not None:
-        yield source_klt(fitted.hessian, fitted.typical)
+        klt = source_klt(fitted.hessian, fitted.typical)
+        yield klt
+        # The step at which all coordinates together make the first of the errors that are compared.
+        step = math.sqrt(12 * LEVELS[0] * fitted.power / klt.sensitivity.size)
+        yield learned(klt, fitted.typical, step=step)
 
 
 def measure(fitted: Fitted, protocol: Protocol) -> Cell:

@@ -15,7 +15,12 @@ from .networks import ACTIVATIONS
 from .sources import SOURCES, Source, grid
 
 # Okabe & Ito, Color Universal Design, 2008; markers repeat what the colours say.
-_STYLES = {"original": ("#0072B2", "o"), "rotated": ("#D55E00", "s"), "aligned": ("#009E73", "D")}
+_STYLES = {
+    "original": ("#0072B2", "o"),
+    "rotated": ("#D55E00", "s"),
+    "aligned": ("#009E73", "D"),
+    "learned": ("#CC79A7", "v"),
+}
 _TITLES = {name: item.title for name, item in (*BASES.items(), *ACTIVATIONS.items())}
 
 
@@ -112,8 +117,14 @@ def _show_draws(axes: Any, source: Source) -> None:
     axes.figure.colorbar(shown, ax=axes, label="value")
 
 
+def _kinds(cell: Cell) -> list[str]:
+    """Coordinates that a cell has; networks have no learned ones."""
+    return [kind for kind in _STYLES if _regime(cell, kind) in cell.regimes]
+
+
 def _show_energies(axes: Any, cell: Cell) -> None:
-    for kind, (colour, _) in _STYLES.items():
+    for kind in _kinds(cell):
+        colour, _ = _STYLES[kind]
         energies = cell.regimes[_regime(cell, kind)].energies
         share = np.cumsum(energies) / np.sum(energies)
         axes.plot(np.arange(1, share.size + 1), 1 - share, color=colour, label=kind, linewidth=2)
@@ -128,7 +139,8 @@ def _show_energies(axes: Any, cell: Cell) -> None:
 
 
 def _show_curves(axes: Any, cell: Cell, bound: float | None) -> None:
-    for kind, (colour, marker) in _STYLES.items():
+    for kind in _kinds(cell):
+        colour, marker = _STYLES[kind]
         points = cell.regimes[_regime(cell, kind)].points
         x, y = [p.bytes_per_function for p in points], [p.error for p in points]
         axes.plot(x, y, color=colour, marker=marker, label=kind)

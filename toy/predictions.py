@@ -25,6 +25,9 @@ class Outcome:
     evidence: str
 
 
+GAUSSIAN = {"bandlimited", "ar1"}
+"""Sources whose KLT no other basis beats."""
+
 _Verdict = tuple[bool | None, str]
 _UNDECIDED: _Verdict = (None, "not measured in this run")
 
@@ -171,6 +174,22 @@ def _invariances_hold(results: Results) -> _Verdict:
     return holds, f"functions move by {change:.1e}; rescaled units: one step {one:+.0%}, sensitivity {own:+.1%}"
 
 
+def _learning_finds_what_is_there(results: Results) -> _Verdict:
+    savings = {}
+    for source, cells in _by_source(_linear(results)).items():
+        pairs = [(cell.bytes_at("klt"), cell.bytes_at("learned")) for cell in cells]
+        found = [(klt, learned) for klt, learned in pairs if klt is not None and learned is not None]
+        if found:
+            klt, learned = min(found)
+            savings[source] = 1 - learned / klt
+    others = [saving for source, saving in savings.items() if source not in GAUSSIAN]
+    if not others:
+        return _UNDECIDED
+    text = ", ".join(f"{source} {saving:+.1%}" for source, saving in savings.items())
+    nothing = all(savings[source] <= 0.01 for source in GAUSSIAN & savings.keys())
+    return _share([saving >= 0.02 for saving in others]) >= 0.5 and nothing, f"saved beyond the KLT: {text}"
+
+
 def _integers_gain(results: Results) -> _Verdict:
     pairs = []
     for cell in _linear(results):
@@ -206,4 +225,8 @@ _PREDICTIONS: tuple[tuple[str, Callable[[Results], _Verdict]], ...] = (
     ("Reparameterised networks compute the same; steps from the sensitivity undo rescaling.", _invariances_hold),
     ("Rotation lowers the error of 4-bit groups in 75 % of linear cells of kurtosis above 10.", _integers_gain),
     ("A convolution is cheapest in Fourier.", _fourier_diagonalises),
+    (
+        "Learned axes save 2 % beyond the KLT for half of the non-Gaussian sources, 1 % at most for the others.",
+        _learning_finds_what_is_there,
+    ),
 )

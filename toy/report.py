@@ -79,7 +79,7 @@ def report(results: Results, decided: Sequence[Outcome], *, command: str) -> str
         "## Summary",
         "",
         *_table(
-            ("function", "cheapest basis", "rotated", "aligned", "dearest basis", "cheapest network"),
+            ("function", "cheapest basis", "rotated", "aligned", "learned", "dearest basis", "cheapest network"),
             (_summary_row(results, name) for name in p.sources),
         ),
         "",
@@ -99,7 +99,7 @@ def _source_table(results: Results, name: str) -> list[str]:
     columns = (
         "representation", "numbers", "fit error", "kurtosis", "L∞/RMS", "eff. dim.", "eff. dim. of H",
         "alignment of axes",
-        "original", "rotated", "Hessian", "KLT", "INT4 error", "INT4 rotated",
+        "original", "rotated", "Hessian", "KLT", "learned", "INT4 error", "INT4 rotated",
     )  # fmt: skip
     return _table(columns, map(_cell_row, groups))
 
@@ -119,7 +119,7 @@ def _cell_row(group: Sequence[Cell]) -> tuple[str, ...]:
         f"{median(lambda c: c.regimes['original'].distribution.effective_dimension):.0%}",
         f"{median(lambda c: c.sensitivity.effective_dimension):.1%}",
         f"{median(lambda c: c.sensitivity.axis_alignment):.2f}",
-        *(_bytes_text(group, regime) for regime in ("original", "rotated", "hessian", "klt")),
+        *(_bytes_text(group, regime) for regime in ("original", "rotated", "hessian", "klt", "learned")),
         *(f"{median(lambda c, r=r: c.regimes[r].integer_error or 0.0):.1e}" for r in ("original", "rotated")),
     )
 
@@ -143,6 +143,7 @@ def _summary_row(results: Results, name: str) -> tuple[str, ...]:
         _extreme(linear, min),
         _bytes_text([featured], "rotated"),
         _bytes_text([featured], featured.aligned),
+        _bytes_text([featured], "learned"),
         _extreme(linear, max),
         _extreme(networks, min),
     )

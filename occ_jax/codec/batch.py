@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Int32, UInt8
 
-from occ_jax.codec.buckets import flat_bucket, lane_bucket, step_bucket
+from occ_jax.codec.buckets import flat_bucket, lane_bucket, step_bucket, symbol_bucket
 from occ_jax.codec.errors import damaged
 from occ_jax.codec.host import decode_on_host, is_small
 from occ_jax.codec.lanes import Lanes
@@ -21,7 +21,7 @@ from occ_jax.codec.levels import Levels
 from occ_jax.codec.tensor import CodedTensor, require_codebook
 from occ_jax.entropy.rans import decode_lanes
 from occ_jax.entropy.streams import INITIAL_STATE, Streams
-from occ_jax.entropy.tables import FreqTable
+from occ_jax.entropy.tables import FreqTable, widen
 from occ_jax.quantization.codebook import Codebook
 from occ_jax.quantization.ungerboeck import next_states, num_parities, step_state
 
@@ -104,7 +104,7 @@ def _decode_pieces(pieces: Sequence[_Piece], num_lanes: int, num_steps: int) -> 
         streams, contexts = _fill(_join(pieces), num_lanes), _contexts(pieces, codebook, num_lanes, num_steps)
         q, intact = _decode_call(
             streams,
-            codebook.tables,
+            widen(codebook.tables, symbol_bucket(codebook.tables.num_symbols)),
             None if contexts is None else jnp.asarray(contexts),
             jnp.int32(job.lanes.cols),
             num_states=codebook.num_states,

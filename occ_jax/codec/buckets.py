@@ -31,6 +31,11 @@ def step_bucket(num_steps: int) -> int:
     return bucket(num_steps, coarse_below=1 << 11)
 
 
+def symbol_bucket(num_symbols: int) -> int:
+    """Symbols of the tables that a compiled call takes; the additional ones have no frequency."""
+    return bucket(max(num_symbols, 16), mantissa_bits=0)
+
+
 def flat_bucket(size: int) -> int:
     """Room for a flat list of words or escapes: a power of two, or nothing for nothing."""
     return bucket(max(size, 256), mantissa_bits=0) if size else 0

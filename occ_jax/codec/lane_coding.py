@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int32
 
-from occ_jax.codec.buckets import lane_bucket, step_bucket
+from occ_jax.codec.buckets import lane_bucket, step_bucket, symbol_bucket
 from occ_jax.codec.host import encode_on_host, is_small
 from occ_jax.codec.lanes import Lanes
 from occ_jax.codec.levels import Levels
 from occ_jax.entropy.rans import encode
 from occ_jax.entropy.streams import Streams, compact, concatenate, pack
+from occ_jax.entropy.tables import widen
 from occ_jax.quantization.codebook import Codebook
 
 ENCODE_SYMBOLS = 1 << 23
@@ -87,6 +88,7 @@ def _encode_group(matrices: Sequence[Indices], group: Sequence[_Piece], codebook
     if small:
         streams = encode_on_host(symbols, codebook.tables, contexts, lengths)
     else:
-        streams = encode(jnp.asarray(symbols), codebook.tables, jnp.asarray(contexts), jnp.asarray(lengths))
+        tables = widen(codebook.tables, symbol_bucket(codebook.tables.num_symbols))
+        streams = encode(jnp.asarray(symbols), tables, jnp.asarray(contexts), jnp.asarray(lengths))
     ends = np.cumsum([last - first for _, first, last in group]).tolist()
     return [compact(streams, slice(end - last + first, end)) for (_, first, last), end in zip(group, ends, strict=True)]

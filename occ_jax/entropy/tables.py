@@ -208,6 +208,20 @@ def stack(tables: Sequence[FreqTable]) -> FreqTable:
     return FreqTable(jnp.asarray(freq), jnp.asarray(offset), precisions.pop())
 
 
+def widen(tables: FreqTable, num_symbols: int) -> FreqTable:
+    """The same code with symbols of zero frequency before the escape, up to ``num_symbols`` in all: one shape for many.
+
+    Example:
+        >>> widen(from_counts(np.ones(1, int), 5, 4), 4).freq
+        Array([15,  0,  0,  1], dtype=uint32)
+    """
+    # On the host: arrays of JAX would compile once for every width.
+    freq = np.asarray(tables.freq)
+    zeros = np.zeros((*freq.shape[:-1], num_symbols - freq.shape[-1]), freq.dtype)
+    wide = np.concatenate([freq[..., :-1], zeros, freq[..., -1:]], axis=-1)
+    return FreqTable(jnp.asarray(wide), tables.offset, tables.precision)
+
+
 def as_stack(tables: FreqTable) -> FreqTable:
     """The same tables with exactly one leading axis."""
     if tables.freq.ndim == 2:

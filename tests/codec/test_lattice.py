@@ -20,6 +20,7 @@ from occ_jax.codec import (
     encode_lattice,
     encode_lattices,
     lane_coding,
+    scalar_codebook,
     with_row_factors,
 )
 from occ_jax.codec import batch as batch_module
@@ -27,6 +28,7 @@ from occ_jax.codec import lattice as lattice_module
 from occ_jax.codec.buckets import bucket, flat_bucket
 from occ_jax.codec.lanes import Lanes
 from occ_jax.codec.tensor import MAX_ELEMENTS_PER_BYTE
+from occ_jax.entropy import rans
 from occ_jax.quantization.trellis_coding import indices_from_symbols
 from occ_jax.quantization.ungerboeck import STATE_COUNTS
 
@@ -114,6 +116,18 @@ def test_host_and_compiled_coder_agree_byte_for_byte(num_states, make, request):
     jitted = encode_lattice(*arguments, lane_symbols=100)
     assert jitted.sections == on_host.sections
     np.testing.assert_array_equal(decode_indices([on_host])[0], q)
+
+
+def test_tables_of_different_widths_share_what_is_compiled(compiled):
+    rng, sizes = np.random.default_rng(4), []
+    for reach in (2, 4, 6):
+        q = rng.integers(-reach, reach + 1, (20, 30), dtype=np.int32)
+        codebook = scalar_codebook(q)
+        assert codebook.tables.num_symbols == 2 * reach + 2
+        coded = encode_lattice(q, Levels.constant(0.5, q.shape), codebook, lane_symbols=100)
+        np.testing.assert_array_equal(decode_indices([coded])[0], q)
+        sizes.append((rans._push_lanes._cache_size(), batch_module._decode_call._cache_size()))
+    assert sizes[0] == sizes[1] == sizes[2]
 
 
 def test_compiled_calls_are_shared_and_cut(make, compiled, monkeypatch):

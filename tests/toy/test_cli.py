@@ -41,7 +41,7 @@ def test_every_source_is_measured_in_every_representation(results):
 
 def test_predictions_are_decided_or_left_open(results):
     decided = outcomes(results)
-    assert [outcome.name for outcome in decided] == [f"P{i}" for i in range(1, 13)]
+    assert [outcome.name for outcome in decided] == [f"P{i}" for i in range(1, 14)]
     by_name = {outcome.name: outcome for outcome in decided}
     assert by_name["P6"].holds is None  # no AR(1) path in this run
     assert all(outcome.evidence for outcome in decided)
@@ -51,7 +51,7 @@ def test_results_figures_and_report_are_written(results, tmp_path):
     write_results(results, tmp_path, command="occ toy --quick")
     stored = json.loads((tmp_path / "results.json").read_text())
     assert len(stored["cells"]) == len(results.cells)
-    assert len(stored["predictions"]) == 12
+    assert len(stored["predictions"]) == 13
     for name in (*TINY.sources, "summary"):
         assert (tmp_path / f"{name}.svg").stat().st_size > 1000
         assert (tmp_path / f"{name}.png").stat().st_size > 1000
@@ -72,7 +72,7 @@ def test_the_command_runs_what_it_was_asked_for(monkeypatch, tmp_path, results, 
     )
     assert asked[0].sources == ("bandlimited", "convolution")
     assert asked[0].steps < Protocol().steps
-    assert len(json.loads(capsys.readouterr().out)["predictions"]) == 12
+    assert len(json.loads(capsys.readouterr().out)["predictions"]) == 13
     assert not list(out.glob("*.png"))
     assert run(["toy", "--out", str(out), "--quick"]) == BAD_INPUT
     assert len(asked) == 1

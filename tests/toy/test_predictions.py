@@ -15,12 +15,24 @@ def regime(size, *, kurtosis=3.0, integer_error=None, basis_bytes=0):
     )
 
 
-def cell(source, representation, *, original, rotated, klt=None, hessian=None, kurtosis=20.0, integers=(1.0, 0.5)):
+def cell(
+    source,
+    representation,
+    *,
+    original,
+    rotated,
+    klt=None,
+    learned=None,
+    hessian=None,
+    kurtosis=20.0,
+    integers=(1.0, 0.5),
+):
     regimes = {
         "original": regime(original, kurtosis=kurtosis, integer_error=integers[0]),
         "rotated": regime(rotated, integer_error=integers[1]),
     }
     regimes |= {"klt": regime(klt)} if klt else {}
+    regimes |= {"learned": regime(learned)} if learned else {}
     regimes |= {"hessian": regime(hessian, basis_bytes=10_000)} if hessian else {}
     return Cell(
         source=source,
@@ -48,9 +60,9 @@ def decide(cells, *, bound=None, rescaled=((100.0, 130.0), (100.0, 101.0)), chan
 
 
 AS_EXPECTED = [
-    cell("convolution", "fourier", original=20.0, rotated=60.0, klt=19.0),
+    cell("convolution", "fourier", original=20.0, rotated=60.0, klt=19.0, learned=18.0),
     cell("convolution", "dct", original=70.0, rotated=90.0, klt=19.5),
-    cell("ar1", "dct", original=62.0, rotated=90.0, klt=61.0),
+    cell("ar1", "dct", original=62.0, rotated=90.0, klt=61.0, learned=61.5),
     cell("convolution", "tanh", original=200.0, rotated=220.0, hessian=150.0),
 ]
 
@@ -62,7 +74,7 @@ def test_everything_can_hold():
 
 def test_everything_can_be_refuted():
     cells = [
-        cell("convolution", "fourier", original=25.0, rotated=20.0, klt=26.0, integers=(1.0, 2.0)),
+        cell("convolution", "fourier", original=25.0, rotated=20.0, klt=26.0, learned=26.0, integers=(1.0, 2.0)),
         cell("convolution", "dct", original=24.0, rotated=20.0, klt=36.0, integers=(1.0, 2.0)),
         cell("ar1", "dct", original=80.0, rotated=70.0, klt=61.0, integers=(1.0, 2.0)),
         cell("convolution", "tanh", original=20.0, rotated=22.0, hessian=25.0),
