@@ -51,7 +51,7 @@ def test_errors_are_small_where_the_quantized_network_looks(
     config = toy_config(tie_word_embeddings=coordinates != "identity")
     model = dataclasses.replace(toy, config=config, weights=toy_weights(config))
     statistics = calibrate(config, model.weights, toy_tokens, key=jax.random.key(0))
-    settings = Settings(step=COARSE, coordinates=coordinates)
+    settings = Settings(step=COARSE, coordinates=coordinates, states=1)
     compress(model, tmp_path / "one-shot", statistics, settings)
     compress(model, tmp_path / "sequence", statistics, dataclasses.replace(settings, sequential=True), tokens=text)
     one_shot, sequence = decoded(tmp_path / "one-shot"), decoded(tmp_path / "sequence")
@@ -68,7 +68,7 @@ def test_errors_are_small_where_the_quantized_network_looks(
 
 
 def test_bits_are_met_twice_with_the_same_bytes_also_after_an_interrupt(toy, toy_statistics, text, tmp_path):
-    settings = Settings(bits=5.0, sequential=True)
+    settings = Settings(bits=9.0, states=1, sequential=True)
 
     def interrupt(names, label):
         for number, name in enumerate(names):
@@ -84,7 +84,7 @@ def test_bits_are_met_twice_with_the_same_bytes_also_after_an_interrupt(toy, toy
     compress(toy, tmp_path / "a", toy_statistics, settings, tokens=text, track=lambda n, label: seen.append(label) or n)
     assert "probe" not in seen
     sizes = compress(toy, tmp_path / "b", toy_statistics, settings, tokens=text).sizes
-    assert sizes.linear_bits_per_weight == pytest.approx(5.0, rel=0.005)
+    assert sizes.linear_bits_per_weight == pytest.approx(9.0, rel=0.005)
     assert (tmp_path / "a" / CONTAINER).read_bytes() == (tmp_path / "b" / CONTAINER).read_bytes()
     assert "block after block" in (tmp_path / "a" / "README.md").read_text()
     with open_container(tmp_path / "a" / CONTAINER) as container:
