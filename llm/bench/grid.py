@@ -17,7 +17,9 @@ COORDINATES: tuple[CoordinateName, ...] = ("identity", "hadamard", "klt", "klt-i
 RANDOM: frozenset[CoordinateName] = frozenset({"hadamard", "random"})
 """Coordinates that a seed decides."""
 
-QUANTIZERS: tuple[QuantizerName, ...] = tuple(n for n in get_args(QuantizerName) if "sequential" not in n)
+QUANTIZERS: tuple[QuantizerName, ...] = tuple(
+    name for name in get_args(QuantizerName) if not {"corrected", "sequential"} & {*name.split("-")}
+)
 """Quantizers of a grid that nobody has chosen; the others are variants that are slower and are asked for by name."""
 
 WIDTHS = (2, 3, 4)

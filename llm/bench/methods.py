@@ -24,11 +24,13 @@ QuantizerName = Literal[
     "trellis-8-embedding-int8",
     "trellis-8-sequential",
     "trellis-8-sequential-finished",
+    "trellis-8-corrected",
+    "trellis-8-corrected-finished",
     "trellis-32",
     "trellis-256",
 ]
 
-EXTRAS = ("sequential", "finished")
+EXTRAS = ("corrected", "sequential", "finished")
 """Words of a quantizer's name for what is done beside quantization."""
 
 
@@ -41,8 +43,8 @@ class Method:
         quantizer: ``int-rtn-G`` are asymmetric integers with a float16 scale for each group of G, rounded to the
             nearest; ``int-gptq-G`` the same with feedback; ``scalar`` and ``trellis-S`` are entropy-coded with
             feedback, ``scalar-rtn`` without. Words behind them turn on what else there is: ``finished`` row scales and
-            gains, and blocks in ``sequential`` order. With ``embedding-int8`` the embedding is held in 8 bits instead
-            of being coded under the same dial.
+            gains, blocks in ``sequential`` order, and a sensitivity ``corrected`` by measured slopes. With
+            ``embedding-int8`` the embedding is held in 8 bits instead of being coded under the same dial.
         seed: of random coordinates.
         transforms: file of ``learned`` coordinates.
     """
@@ -166,6 +168,7 @@ def make_file(
         states=method.parameter,
         feedback=method.feedback,
         embedding_bits=method.embedding_bits,
+        correct_sensitivity="corrected" in method.extras,
         sequential="sequential" in method.extras,
         finish="always" if "finished" in method.extras else "never",
     )

@@ -13,6 +13,8 @@ from ..checkpoints import Checkpoint, load_checkpoint, write_hf_directory
 from ..checkpoints.atomic import check_output
 from ..checkpoints.write import FloatType
 from ..compression import CalibrationTokens, Compressed, Settings, compress
+from ..compression.correction import Slope
+from ..compression.plan import STEP_RESOLUTION
 from ..errors import OccError
 from ..evaluation import cut_windows, read_text
 from ..text import python_text
@@ -132,6 +134,7 @@ class Compress:
         terminal.result(
             dataclasses.asdict(result.sizes)
             | {"step": result.step, "finished": result.finished, "seconds": result.seconds}
+            | {"slopes": [dataclasses.asdict(slope) for slope in result.slopes]}
         )
 
 
@@ -145,6 +148,14 @@ def show_compressed(terminal: Terminal, out: Path, result: Compressed) -> None:
         ("seconds", result.seconds),
     ]
     terminal.table(str(out), ("quantity", "value"), rows)
+    if result.slopes:
+        _show_slopes(terminal, result.slopes)
+
+
+def _show_slopes(terminal: Terminal, slopes: tuple[Slope, ...]) -> None:
+    columns = ("group", "predicted", "measured", "± se", "ratio", "steps times")
+    rows = [(s.group, s.predicted, s.fall, s.fall_se, s.ratio, 2.0 ** (s.levels / STEP_RESOLUTION)) for s in slopes]
+    terminal.table("fall of the divergence when a group's errors are eased, nats per token", columns, rows)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

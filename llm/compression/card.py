@@ -17,6 +17,7 @@ tags: [compression, quantization]
 | bits per weight of the whole file | {whole:.3f} |
 | coordinates | {coordinates} |
 | quantizer | {quantizer}{feedback}, entropy-coded |
+| steps by | Fisher information and second moments{sensitivity} |
 | tuned after quantization | {finishing} |
 | calibrated on | {text} |
 
@@ -46,6 +47,7 @@ def model_card(name: str, settings: Settings, sizes: Sizes, text: str, *, finish
         coordinates=settings.coordinates,
         quantizer=settings.quantizer,
         feedback=_feedback(settings),
+        sensitivity=", corrected by measured slopes" if settings.correct_sensitivity else "",
         finishing="row scales and norm gains, to the original's predictions" if finished else "none",
         text=text,
     )

@@ -122,6 +122,24 @@ class Maker:
             return step
         return self._staging.measured(step, lambda: self._divergence(step) if kind == "kl" else self._size(step))
 
+    def coded(self, step: float) -> dict[str, CodedTensor]:
+        """Every tensor of the file at a step, before finishing."""
+        if self._last is not None and self._last[0] == step:
+            return self._last[1]
+        allocation, compressor, finishes = self._allocation(step), self._compressor, self.finishes
+
+        def code(names: Sequence[str], factors: Callable[[], Factors] | None) -> dict[str, CodedTensor]:
+            def make(missing: Sequence[str]) -> dict[str, CodedTensor]:
+                renewed = factors() if factors is not None and missing else None
+                return compressor.encode(missing, allocation, fine_rows=finishes, factors=renewed)
+
+            return self._staging.tensors(step, names, allocation.codebook, make)
+
+        self._staging.begin(step)
+        coded = self._in_sequence(code) if self._settings.sequential else self._in_pairs(code)
+        self._last = step, coded | encode_rest(compressor.network, gains=finishes)
+        return self._last[1]
+
     def write(self, directory: Path, step: float) -> Sizes:
         """Write the finished file at a step and everything that belongs beside it, except for the model card."""
         return self._write(directory, self._finished(step))
@@ -158,26 +176,8 @@ class Maker:
             step.hex(), lambda: allocate(compressor.plans, compressor.probe, num_states=states, step=step)
         )
 
-    def _coded(self, step: float) -> dict[str, CodedTensor]:
-        """Every tensor of the file at a step, before finishing."""
-        if self._last is not None and self._last[0] == step:
-            return self._last[1]
-        allocation, compressor, finishes = self._allocation(step), self._compressor, self.finishes
-
-        def code(names: Sequence[str], factors: Callable[[], Factors] | None) -> dict[str, CodedTensor]:
-            def make(missing: Sequence[str]) -> dict[str, CodedTensor]:
-                renewed = factors() if factors is not None and missing else None
-                return compressor.encode(missing, allocation, fine_rows=finishes, factors=renewed)
-
-            return self._staging.tensors(step, names, allocation.codebook, make)
-
-        self._staging.begin(step)
-        coded = self._in_sequence(code) if self._settings.sequential else self._in_pairs(code)
-        self._last = step, coded | encode_rest(compressor.network, gains=finishes)
-        return self._last[1]
-
     def _in_pairs(self, code: Code) -> dict[str, CodedTensor]:
-        groups = _blocks(tuple(self._compressor.plans))
+        groups = blocks_of(tuple(self._compressor.plans))
         places = tuple(groups)
         coded: dict[str, CodedTensor] = {}
         shown = self._track(places, "quantize and code")
@@ -198,12 +198,12 @@ class Maker:
     def _finished(self, step: float) -> dict[str, CodedTensor]:
         """Every tensor of the file at a step."""
         if self._made is None or self._made[0] != step:
-            coded = self._coded(step)
+            coded = self.coded(step)
             self._made = step, self._tuned(coded) if self.finishes else coded
         return self._made[1]
 
     def _size(self, step: float) -> float:
-        coded = self._coded(step)
+        coded = self.coded(step)
         if self._settings.goal.kind == "bits":
             return linear_bits(coded, self._allocation(step).codebook)
         with tempfile.TemporaryDirectory(prefix="occ-size-") as scratch:
@@ -246,8 +246,18 @@ class Maker:
     def _write(self, directory: Path, coded: dict[str, CodedTensor]) -> Sizes:
         settings = self._settings
         model = {"coordinates": settings.coordinates, "quantizer": settings.quantizer, "feedback": settings.feedback}
-        model |= {"sequential": True} if settings.sequential else {}
+        chosen = {"sequential": settings.sequential, "correct_sensitivity": settings.correct_sensitivity}
+        model |= {name: True for name, on in chosen.items() if on}
         return write_model(directory, coded, self._checkpoint, model)
+
+
+def blocks_of(names: Sequence[str]) -> dict[str, list[str]]:
+    """Matrices that are coded together: those of one block; embedding and head by themselves."""
+    blocks: dict[str, list[str]] = {}
+    for name in names:
+        layer = layer_of(name)
+        blocks.setdefault(name if layer is None else f"block {layer}", []).append(name)
+    return blocks
 
 
 def write_model(directory: Path, coded: dict[str, CodedTensor], checkpoint: Checkpoint, model: dict[str, Any]) -> Sizes:
@@ -266,15 +276,6 @@ def write_model(directory: Path, coded: dict[str, CodedTensor], checkpoint: Chec
     fields = checkpoint.config.to_hf() | {"quantization_config": quantization}
     (directory / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
     return measure_sizes(directory / CONTAINER)
-
-
-def _blocks(names: Sequence[str]) -> dict[str, list[str]]:
-    """Matrices that are coded together: those of one block; embedding and head by themselves."""
-    blocks: dict[str, list[str]] = {}
-    for name in names:
-        layer = layer_of(name)
-        blocks.setdefault(name if layer is None else f"block {layer}", []).append(name)
-    return blocks
 
 
 def _open(directory: Path) -> LanguageModel:

@@ -15,6 +15,7 @@ from ..errors import OccError, said_of
 from .allocation import Allocation
 from .card import model_card
 from .compressor import Compressor
+from .correction import Easing, Slope, corrected, measure_slopes, slope_groups
 from .maker import CalibrationTokens, Maker
 from .settings import Settings
 from .sizes import Sizes
@@ -33,6 +34,7 @@ class Compressed:
         finished: whether row scales and gains were tuned.
         seconds: wall time.
         allocation: where the compression of another rate of the same network may start.
+        slopes: what the errors of groups of layers cost, if the sensitivity was corrected.
     """
 
     sizes: Sizes
@@ -40,6 +42,7 @@ class Compressed:
     finished: bool
     seconds: float
     allocation: Allocation
+    slopes: tuple[Slope, ...] = ()
 
 
 def compress(
@@ -62,7 +65,7 @@ def compress(
         out: the output directory.
         statistics: of the folded network in original coordinates, by :func:`occ_llm.calibration.calibrate`.
         settings: how small, and by which means.
-        tokens: text for finishing, for blocks in sequence and for a target divergence; without it there is none.
+        tokens: text for finishing, for blocks in sequence, for correcting the sensitivity and for a target divergence.
         surveyed: a survey of the same model with the same statistics, if several files are to be made of it.
         near: the allocation of a neighbouring rate under otherwise equal settings: saves most of the search.
         force: replace an existing model at ``out``.
@@ -82,8 +85,13 @@ def compress(
         raise ValueError("the survey was made in other coordinates, or with another seed, damping or feedback")
     known = contextlib.nullcontext(surveyed) if surveyed else survey(checkpoint, statistics, settings, track=track)
     with known as found:
-        maker = Maker(checkpoint, Compressor(found, settings, track), settings, staging, tokens, track, near=near)
+        slopes: tuple[Slope, ...] = ()
         with said_of(checkpoint.name):
+            if settings.correct_sensitivity:
+                assert tokens is not None
+                slopes, near = _slopes(checkpoint, found, settings, staging.part("draft"), tokens, track, near)
+                found = corrected(found, slopes)
+            maker = Maker(checkpoint, Compressor(found, settings, track), settings, staging, tokens, track, near=near)
             first = maker.first_allocation()
             step = search_step(settings.goal, first.step, maker.measure, slope=maker.slope)
             with atomic_directory(out, force=force, inputs=inputs) as directory:
@@ -97,7 +105,29 @@ def compress(
         finished=maker.finishes,
         seconds=time.perf_counter() - started,
         allocation=first,
+        slopes=slopes,
     )
+
+
+def _slopes(
+    checkpoint: Checkpoint,
+    found: Survey,
+    settings: Settings,
+    staging: Staging,
+    tokens: CalibrationTokens,
+    track: Track,
+    near: Allocation | None,
+) -> tuple[tuple[Slope, ...], Allocation]:
+    """Slopes around a first file of about the size that is asked for, or of the divergence; and its allocation."""
+    settings = dataclasses.replace(settings, sequential=False, finish="never")
+    draft = Maker(checkpoint, Compressor(found, settings, track), settings, staging, tokens, track, near=near)
+    first = draft.first_allocation()
+    step = first.step
+    if settings.goal.kind == "kl":
+        step = search_step(settings.goal, step, draft.measure, slope=draft.slope)
+    easing = Easing(checkpoint, found.network, lambda: draft.coded(step), tokens.finishing)
+    sizes = {name: plan.num_weights for name, plan in found.plans.items()}
+    return measure_slopes(easing, slope_groups(found.network), sizes, staging, track), first
 
 
 def _seen(settings: Settings, tokens: CalibrationTokens | None) -> tuple[Int[np.ndarray, "..."] | None, ...]:
@@ -112,5 +142,7 @@ def _check_tokens(settings: Settings, tokens: CalibrationTokens | None) -> None:
         raise OccError("finishing needs calibration text: give tokens, or set finish='never'")
     if settings.sequential and tokens is None:
         raise OccError("blocks in sequence need the calibration text once more: give tokens, or drop --sequential")
+    if settings.correct_sensitivity and tokens is None:
+        raise OccError("correcting the sensitivity measures divergences on text: give tokens, or do without")
     if settings.kl is not None and (tokens is None or tokens.held_back is None):
         raise OccError("a target divergence is measured on held-back text: give tokens with held_back windows")

@@ -65,6 +65,11 @@ class MatrixPlan:
             class_shift=CLASS_SHIFT,
         )
 
+    def with_steps_moved(self, levels: int) -> "MatrixPlan":
+        """The plan with all steps so many levels larger, and the coefficients narrower in them by as much."""
+        narrower = levels * _LEVELS_PER_OCTAVE // STEP_RESOLUTION
+        return dataclasses.replace(self, step_rows=self.step_rows + levels, class_rows=self.class_rows - narrower)
+
     def scale_histogram(self) -> tuple[Int[np.ndarray, " sums"], Float[np.ndarray, " sums"]]:
         """Sums of a row's and a column's class level, and how many coefficients have each."""
         rows, first_row = _histogram(self.class_rows)

@@ -42,6 +42,8 @@ class Settings:
     """Share of the mean diagonal that is added to every second moment."""
     sequential: bool = False
     """Quantize block after block, each with the inputs that the quantized ones before it produce."""
+    correct_sensitivity: bool = False
+    """Quantize once beforehand, measure what the errors of each group of layers really cost, and move its steps."""
     finish: Literal["auto", "always", "never"] = "auto"
     """Tune norm gains and row scales to the original's predictions afterwards; auto does so below 3 bits."""
     finish_steps: int = 48

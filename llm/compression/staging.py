@@ -54,14 +54,22 @@ class Staging:
 
     def measured(self, step: float, measure: Callable[[], float]) -> float:
         """What the file at a step measured in an earlier attempt, or what ``measure`` finds now."""
+        return self.series(step.hex(), lambda: [measure()])[0]
+
+    def series(self, key: str, measure: Callable[[], Sequence[float]]) -> tuple[float, ...]:
+        """Numbers that an earlier attempt measured under this key, or those that ``measure`` finds now."""
         file = self._directory / "measured.json"
-        known: dict[str, float] = {}
+        known: dict[str, list[float]] = {}
         with contextlib.suppress(OSError, ValueError):
             known = json.loads(file.read_text())
-        if step.hex() not in known:
-            known[step.hex()] = measure()
+        if key not in known:
+            known[key] = list(measure())
             self._replace(file, known)
-        return known[step.hex()]
+        return tuple(known[key])
+
+    def part(self, name: str) -> "Staging":
+        """A place of its own for work that comes before this one's; it goes with it."""
+        return Staging(self._directory / name)
 
     def begin(self, step: float) -> None:
         """Forget finished tensors of files at other steps."""
