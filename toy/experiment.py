@@ -43,7 +43,7 @@ class Protocol:
     draws: int = 16
     others: int = 2048
     seeds: int = 3
-    steps: int = 600
+    steps: int = 500
     widths: tuple[int, ...] = WIDTHS
     targets: tuple[float, ...] = (1e-3, 6e-3, 1.2e-2, 7e-2, 4e-1)
     accuracy: float = 1e-3

@@ -23,10 +23,11 @@ from occ_jax.transforms import Transform
 
 from .coordinates import Coordinates
 
-STEPS = 100
-LEARNING_RATE = 1e-2
+STEPS = 70
+LEARNING_RATE = 8e-3
 TEMPERATURE = 0.3
 """Of soft rounding: near the true rate also where a coefficient takes less than a bit."""
+OPTIMIZER = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, STEPS))
 
 
 def learned(klt: Coordinates, typical: Float[np.ndarray, "draws size"], *, step: float) -> Coordinates:
@@ -39,7 +40,6 @@ def learned(klt: Coordinates, typical: Float[np.ndarray, "draws size"], *, step:
     """
     y = typical @ klt.forward / step
     count = num_turned(np.square(y).mean(0))
-    optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, STEPS))
     data = jnp.asarray(y[:, :count], jnp.float32)
     fitted = fit(
         cayley(count),
@@ -47,7 +47,7 @@ def learned(klt: Coordinates, typical: Float[np.ndarray, "draws size"], *, step:
         key=jax.random.key(0),
         steps=STEPS,
         data=data,
-        optimizer=optimizer,
+        optimizer=OPTIMIZER,
         temperature=TEMPERATURE,
     )
     rotation = fitted.params.rotation()
