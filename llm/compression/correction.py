@@ -194,7 +194,7 @@ def step_levels(slopes: Sequence[Slope]) -> list[int]:
     Example:
         >>> low, high = (Slope(group="", num_weights=1, predicted=1.0, fall=x, fall_se=0.0) for x in (0.5, 2.0))
         >>> step_levels([low, high]), step_levels([low, dataclasses.replace(high, fall_se=0.375)])
-        ([8, -8], [3, -3])
+        ([4, -4], [3, -3])
     """
     seen = [slope for slope in slopes if slope.predicted > 0]
     usual = float(np.median([slope.ratio for slope in seen])) if seen else 0.0
