@@ -32,7 +32,7 @@ def saved(sample):
     def error(decoded):
         return float(np.square(decoded - theta).sum() / np.square(theta).sum())
 
-    sizes = [bytes_at(rate_distortion(theta, c, error, [3e-3, 3e-2], power=power), 1e-2) for c in (klt, turned)]
+    sizes = [bytes_at(rate_distortion(theta, c, error, [3e-3, 0.3], power=power), 1e-2) for c in (klt, turned)]
     return 1 - sizes[1] / sizes[0]
 
 
