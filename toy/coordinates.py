@@ -88,9 +88,14 @@ def source_klt(hessian: _Square, typical: Float[np.ndarray, "draws size"]) -> Co
     )
 
 
+@jax.jit
+def _forward(transform: Transform, x: Float[Array, "vectors size"]) -> Float[Array, "vectors size"]:
+    return transform.forward(x)
+
+
 def _orthogonal(name: str, transform: Transform, hessian: _Square) -> Coordinates:
     size = len(hessian)
-    forward = np.asarray(jax.jit(transform.forward)(jnp.eye(size, dtype=jnp.float32)), np.float64)
+    forward = np.asarray(_forward(transform, jnp.eye(size, dtype=jnp.float32)), np.float64)
     return Coordinates(
         name=name,
         forward=forward,
