@@ -3,13 +3,25 @@
 import dataclasses
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from occ_jax.errors import InputError
+
+QUICK: Mapping[str, Any] = {
+    "sources": ("sawtooth", "ar1"),
+    "draws": 4,
+    "others": 512,
+    "seeds": 1,
+    "steps": 300,
+    "widths": (8,),
+}
+"""What is different with ``--quick``."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,9 +31,9 @@ class Toy:
     out: Path = Path("toy-results")
     """Directory for the results, the figures and the report."""
     quick: bool = False
-    """Few draws and short training, for a look in a minute; the numbers are rough."""
+    """Two functions, few draws and short training, for a look in a minute; the numbers are rough."""
     functions: tuple[str, ...] = ()
-    """Functions, all when left out: bandlimited, sawtooth, chirp, piecewise, ar1, patch, convolution, integral."""
+    """Functions: bandlimited, sawtooth, chirp, piecewise, ar1, patch, convolution, integral; all when left out."""
     force: bool = False
     """Replace the files of an earlier run."""
     png: bool = True
@@ -35,7 +47,7 @@ class Toy:
         from .experiment import Protocol, num_parts, run_experiment
         from .report import RESULTS, write_results
 
-        size = {"draws": 4, "others": 512, "seeds": 1, "steps": 300, "widths": (8,)} if self.quick else {}
+        size = dict(QUICK) if self.quick else {}
         size |= {"sources": tuple(dict.fromkeys(self.functions))} if self.functions else {}
         protocol = Protocol(**size)
         if self.out.exists() and not self.out.is_dir():

@@ -10,7 +10,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from occ_jax.codec import encode_transform
 from occ_jax.transforms import Transform, klt, random_hadamard

@@ -36,6 +36,8 @@ class Analyze:
     """Windows of text from which the sensitivity of the weights is measured."""
     calibration_window: int | None = None
     """Tokens per calibration window; by default 1024, or what the model was trained on if that is less."""
+    fisher_windows: int = 4
+    """Calibration windows on which the sensitivity of the outputs is measured, which takes twice as long a window."""
     windows: int = 2
     """Windows of other text on which divergences are measured."""
     window: int = 512
@@ -63,6 +65,7 @@ class Analyze:
             text=self.text,
             calibration_windows=self.calibration_windows,
             calibration_window=self.calibration_window or min(1024, checkpoint.config.max_position),
+            fisher_windows=self.fisher_windows,
         )
         tokens = calibration.tokens(checkpoint, hold_back=self.windows)
         assert tokens.held_back is not None
