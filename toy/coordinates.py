@@ -26,7 +26,7 @@ class Coordinates:
     """One way to write parameters down.
 
     Args:
-        name: ``original``, ``rotated``, ``hessian`` or ``klt``.
+        name: ``original``, ``rotated``, ``hessian``, ``klt`` or ``learned``.
         forward: :math:`A`.
         inverse: :math:`B`.
         sensitivity: function error of a unit error in every coordinate.
