@@ -1,0 +1,146 @@
+"""Record what `occ bench` measured: the numbers, the figure and the page with the tables.
+
+    occ bench smollm2-135m-q4_1 --text wiki.txt --out bench ...   # as often as needed, with any methods and rates
+    python scripts/update_bench.py bench                          # take its rows over, write page and figure
+    python scripts/update_bench.py --check                        # exit code 1 unless page and record say the same
+
+``bench/rows.json`` holds every row that was measured for one model and one text, over several commands. The script
+keeps them in ``docs/results/bench.json`` and writes ``docs/results/bench.md`` and ``docs/results/bench.svg`` from that.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+from typing import Annotated, Any
+
+import tyro
+from occ_llm.figures import bench_figure
+from occ_llm.results import Row, at_equal_bytes, bytes_at_kl, series_of
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORD, PAGE, FIGURE = (Path("docs/results") / name for name in ("bench.json", "bench.md", "bench.svg"))
+COMMAND = "python scripts/update_bench.py"
+FACTS = ("model", "text", "calibration_windows", "windows", "window")
+
+
+def take_over(bench: Path) -> dict[str, Any]:
+    """All rows of a bench, with what they were measured on.
+
+    Raises:
+        SystemExit: the directory holds no finished bench, or rows on more than one text.
+    """
+    try:
+        results = json.loads((bench / "results.json").read_text(encoding="utf-8"))
+        records = json.loads((bench / "rows.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{bench}: no finished bench ({error}); run `occ bench ... --out {bench}`") from None
+    originals = [fields["perplexity"] for key, fields in records.items() if key.startswith("original ")]
+    if len(originals) != 1:
+        raise SystemExit(f"{bench}/rows.json has rows of {len(originals)} texts or models: give each a directory")
+    rows = [fields for key, fields in records.items() if not key.startswith("original ")]
+    rows.sort(key=lambda row: (row["coordinates"], row["quantizer"], row["feedback"], row["file_bytes"]))
+    facts = {name: results[name] for name in FACTS} | {"text": PurePath(results["text"]).name}
+    return {**facts, "reference_perplexity": originals[0], "rows": rows}
+
+
+def rows_of(record: dict[str, Any]) -> list[Row]:
+    """The rows of a record."""
+    return [Row(**{**row, "kl_windows": tuple(row.get("kl_windows", ()))}) for row in record["rows"]]
+
+
+def page(record: dict[str, Any]) -> str:
+    """The page: every file in groups of about equal rate, best first, and sizes at equal divergence."""
+    rows, reference = rows_of(record), record["reference_perplexity"]
+    lines = [
+        "# Bench: every method on one model and one text",
+        "",
+        f"`{record['model']}`, evaluated on {record['windows']} windows of {record['window']} tokens of",
+        f"`{record['text']}` (the last 40 % of its lines) and calibrated on {record['calibration_windows']} windows of",
+        f"the first 60 %. The uncompressed model has perplexity {reference:.2f}; KL is in nats per token, its standard",
+        f"error over windows. Bits and bytes count all side information. Written by `{COMMAND}` from",
+        "[bench.json](bench.json).",
+        "[How to run it](../guides/bench.md).",
+        "",
+        "![KL divergence against file size](bench.svg)",
+    ]
+    for rate, group in _by_rate(rows).items():
+        lines += ["", f"## About {rate:g} bits", "", _head(*_COLUMNS)]
+        lines += ["| " + " | ".join(_cells(row, reference)) + " |" for row in sorted(group, key=lambda r: r.kl_mean)]
+    lines += ["", *_equal_quality(rows)]
+    return "\n".join(lines) + "\n"
+
+
+_COLUMNS = ("coordinates", "quantizer", "bits per linear weight", "file bytes", "perplexity", "above", "KL ± se")
+
+
+def _head(*columns: str) -> str:
+    return "| " + " | ".join(columns) + " |\n|---|---|" + "--:|" * (len(columns) - 2)
+
+
+def _cells(row: Row, reference: float) -> tuple[str, ...]:
+    quantizer = row.quantizer + (", with feedback" if row.feedback else ", no feedback")
+    return (
+        row.coordinates,
+        quantizer,
+        f"{row.linear_bits_per_weight:.3f}",
+        f"{row.file_bytes:,}",
+        f"{row.perplexity:.2f}",
+        f"{row.perplexity / reference - 1:+.1%}",
+        f"{row.kl_mean:.4f} ± {row.kl_se:.4f}",
+    )
+
+
+def _by_rate(rows: Sequence[Row]) -> dict[float, list[Row]]:
+    """Rows in groups around half bits per linear weight, from coarse to fine."""
+    groups: dict[float, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: row.linear_bits_per_weight):
+        groups.setdefault(round(2 * row.linear_bits_per_weight) / 2, []).append(row)
+    return groups
+
+
+def _equal_quality(rows: Sequence[Row]) -> list[str]:
+    """Whole files at equal divergence: what every curve needs beyond the best one."""
+    curves = {name: curve for name, curve in series_of(rows).items() if len(curve) > 1}
+    if len(curves) < 2:
+        return []
+    best = at_equal_bytes([row for curve in curves.values() for row in curve]).anchor
+    targets = sorted((row.kl_mean for row in curves[best]), reverse=True)
+    lines = [
+        "## File bytes at equal divergence",
+        "",
+        f"At the divergences of *{best}*; between two files $\\log$ KL is linear in bytes, nothing is extrapolated.",
+        "",
+        _head("curve", *(f"KL {kl:.3g}" for kl in targets)),
+    ]
+    least = [bytes_at_kl(curves[best], kl) for kl in targets]
+    for name, curve in curves.items():
+        sizes = zip((bytes_at_kl(curve, kl) for kl in targets), least, strict=True)
+        shown = ("" if None in (size, low) else f"{size:,.0f} ({size / low - 1:+.1%})" for size, low in sizes)
+        lines.append("| " + " | ".join((name, *shown)) + " |")
+    return lines
+
+
+def main(bench: Annotated[Path | None, tyro.conf.Positional] = None, check: bool = False) -> None:
+    """Take over a bench, or check the page.
+
+    Args:
+        bench: directory of `occ bench`; without it the page is written again from the record.
+        check: change nothing; exit code 1 if the page has drifted from the record.
+    """
+    if check:
+        drifted = (ROOT / PAGE).read_text(encoding="utf-8") != page(_read())
+        sys.exit(f"{PAGE} does not say what {RECORD} says: run `{COMMAND}`" if drifted else 0)
+    if bench is not None:
+        (ROOT / RECORD).write_text(json.dumps(take_over(bench), indent=1) + "\n", encoding="utf-8")
+    record = _read()
+    (ROOT / PAGE).write_text(page(record), encoding="utf-8")
+    bench_figure(rows_of(record), ROOT / FIGURE, model=record["model"])
+
+
+def _read() -> dict[str, Any]:
+    return json.loads((ROOT / RECORD).read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,76 @@
+"""The page of the bench says what its record says, and the record is taken over whole."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = ROOT / "scripts" / "update_bench.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("update_bench", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def row(quantizer: str, bits: float, kl: float) -> dict:
+    return {
+        "coordinates": "identity",
+        "quantizer": quantizer,
+        "feedback": True,
+        "linear_bits_per_weight": bits,
+        "file_bytes": int(1e7 * bits),
+        "perplexity": 20 * (1 + kl),
+        "kl_mean": kl,
+        "kl_se": 0.01,
+        "seconds": 60.0,
+        "kl_windows": [kl, kl],
+    }
+
+
+@pytest.fixture
+def bench(tmp_path):
+    """Two curves; at a divergence of 0.2 the scalar one takes 25 % more bytes."""
+    rows = [row("trellis 8", 2.0, 0.4), row("trellis 8", 3.0, 0.1), row("scalar", 2.5, 0.4), row("scalar", 3.75, 0.1)]
+    facts = {"model": "small", "text": "/some/where/text.txt", "calibration_windows": 8, "windows": 2, "window": 64}
+    records = {"original a b": {"perplexity": 20.0}, **{str(i): fields for i, fields in enumerate(rows)}}
+    (tmp_path / "results.json").write_text(json.dumps(facts))
+    (tmp_path / "rows.json").write_text(json.dumps(records))
+    return tmp_path
+
+
+def test_the_page_says_what_the_record_says(script):
+    with pytest.raises(SystemExit) as exit_:
+        script.main(check=True)
+    assert exit_.value.code == 0
+
+
+def test_every_row_is_taken_over_and_compared_at_equal_divergence(script, bench):
+    record = script.take_over(bench)
+    assert record["text"] == "text.txt", "no folders of a machine"
+    assert [r["quantizer"] for r in record["rows"]] == ["scalar", "scalar", "trellis 8", "trellis 8"]
+    page = script.page(record)
+    assert "perplexity 20.00" in page
+    assert "| identity | trellis 8, with feedback | 2.000 | 20,000,000 | 28.00 | +40.0% | 0.4000 ± 0.0100 |" in page
+    assert "| identity, scalar with feedback | 25,000,000 (+25.0%) | 37,500,000 (+25.0%) |" in page
+
+
+def test_rows_of_two_texts_are_refused(script, bench):
+    records = json.loads((bench / "rows.json").read_text())
+    (bench / "rows.json").write_text(json.dumps({**records, "original c d": {"perplexity": 21.0}}))
+    with pytest.raises(SystemExit, match="2 texts or models"):
+        script.take_over(bench)
+
+
+def test_a_directory_without_a_bench_is_refused(script, tmp_path):
+    with pytest.raises(SystemExit, match="no finished bench"):
+        script.take_over(tmp_path)
