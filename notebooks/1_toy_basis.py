@@ -172,4 +172,4 @@ for outcome in outcomes(results):
 #   it is the KLT? Compare with `occ_jax.metrics.UNIFORM_LOSS_BITS` for every coefficient that is sent.
 # - Set `SOURCE = "convolution"`: a matrix that Fourier makes diagonal. What does a rotation do to it?
 # - Let the network train longer (`steps=2000`). Does it get cheaper than the best basis?
-# - Run the whole experiment: `occ toy --quick` (a minute), or `occ toy`.
+# - Run the whole experiment: `occ toy --quick` (one function, a minute), or `occ toy` (ten).

@@ -14,7 +14,9 @@ from rich.table import Table
 from occ_jax.errors import InputError
 
 QUICK: Mapping[str, Any] = {
-    "sources": ("sawtooth", "ar1"),
+    "sources": ("sawtooth",),
+    "representations": ("fourier", "haar", "tanh"),
+    "reparameterise": False,
     "draws": 4,
     "others": 512,
     "seeds": 1,
@@ -31,7 +33,7 @@ class Toy:
     out: Path = Path("toy-results")
     """Directory for the results, the figures and the report."""
     quick: bool = False
-    """Two functions, few draws and short training, for a look in a minute; the numbers are rough."""
+    """One function, three representations, few draws and short training, for a look in a minute."""
     functions: tuple[str, ...] = ()
     """Functions: bandlimited, sawtooth, chirp, piecewise, ar1, patch, convolution, integral; all when left out."""
     force: bool = False

@@ -30,6 +30,8 @@ class Protocol:
 
     Args:
         sources: names of the families.
+        representations: bases and networks.
+        reparameterise: also change networks in ways that leave their functions as they are.
         draws: functions that are coded together.
         others: further draws from which the KLT is estimated.
         seeds: initialisations of every network.
@@ -40,6 +42,8 @@ class Protocol:
     """
 
     sources: tuple[str, ...] = tuple(SOURCES)
+    representations: tuple[str, ...] = (*BASES, *ACTIVATIONS)
+    reparameterise: bool = True
     draws: int = 16
     others: int = 2048
     seeds: int = 3
@@ -123,18 +127,20 @@ def run_experiment(protocol: Protocol, *, advance: Callable[[str], None] = lambd
     """
     cells: list[Cell] = []
     for name in protocol.sources:
-        for representation in (*BASES, *ACTIVATIONS):
+        for representation in protocol.representations:
             cells += [measure(fitted, protocol) for fitted in _fits(name, representation, protocol)]
             advance(f"{SOURCES[name].title}: {representation}")
-    invariances = measure_invariances(protocol.draws, protocol.steps, protocol.targets)
-    advance("reparameterisations")
+    invariances: Sequence[Invariance] = ()
+    if protocol.reparameterise:
+        invariances = measure_invariances(protocol.draws, protocol.steps, protocol.targets)
+        advance("reparameterisations")
     bound = ar1_bound_bytes(protocol) if "ar1" in protocol.sources else None
     return Results(protocol=protocol, cells=tuple(cells), invariances=tuple(invariances), ar1_bound_bytes=bound)
 
 
 def num_parts(protocol: Protocol) -> int:
     """How often :func:`run_experiment` reports."""
-    return len(protocol.sources) * (len(BASES) + len(ACTIVATIONS)) + 1
+    return len(protocol.sources) * len(protocol.representations) + protocol.reparameterise
 
 
 def _fits(name: str, representation: str, p: Protocol) -> Sequence[Fitted]:

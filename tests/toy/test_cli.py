@@ -78,7 +78,8 @@ def test_the_command_runs_what_it_was_asked_for(monkeypatch, tmp_path, results, 
     assert len(asked) == 1
     assert "holds results already" in capsys.readouterr().err
     assert run(["toy", "--out", str(out), "--quick", "--force"]) == 0
-    assert asked[1].sources == ("sawtooth", "ar1")
+    assert asked[1].sources == ("sawtooth",)
+    assert num_parts(asked[1]) == len(asked[1].representations) == 3
     assert run(["toy", "--out", str(out), "--force"]) == 0
     assert asked[2] == Protocol()
 
