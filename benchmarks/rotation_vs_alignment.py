@@ -118,7 +118,7 @@ def main(results: Annotated[Path, tyro.conf.Positional]) -> None:
         results: results.json of `occ bench`.
     """
     fields = json.loads(results.read_text(encoding="utf-8"))
-    rows = [Row(**row | {"kl_windows": tuple(row.get("kl_windows", ()))}) for row in fields["rows"]]
+    rows = [Row.from_json(row) for row in fields["rows"]]
     integers = compare_integers([row for row in rows if row.quantizer.startswith("integers")])
     coded = compare_coded([row for row in rows if not row.quantizer.startswith("integers")])
     print(f"{fields['model']}, {fields['windows']} windows of {fields['window']} tokens", file=sys.stderr)

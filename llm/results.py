@@ -1,7 +1,8 @@
 """Measured rate-distortion points: one row per compressed file, and what the rows together say."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +34,11 @@ class Row:
     kl_se: float
     seconds: float
     kl_windows: tuple[float, ...] = ()
+
+    @staticmethod
+    def from_json(fields: Mapping[str, Any]) -> "Row":
+        """The row that was written as JSON; older ones have no windows."""
+        return Row(**{**fields, "kl_windows": tuple(fields.get("kl_windows", ()))})
 
     @property
     def series(self) -> str:

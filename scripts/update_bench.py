@@ -46,7 +46,7 @@ def take_over(bench: Path) -> dict[str, Any]:
 
 def rows_of(record: dict[str, Any]) -> list[Row]:
     """The rows of a record."""
-    return [Row(**{**row, "kl_windows": tuple(row.get("kl_windows", ()))}) for row in record["rows"]]
+    return [Row.from_json(row) for row in record["rows"]]
 
 
 def page(record: dict[str, Any]) -> str:

@@ -10,12 +10,13 @@ which is, and writes the table between the markers of every README.
 import argparse
 import dataclasses
 import json
-import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
+
+from pages import ResultsError, replace_results
 
 ROOT = Path(__file__).resolve().parent.parent
 MEASURED = Path("demo/results.json")
@@ -23,11 +24,6 @@ MEASURED_FIGURE = Path("demo/rate_distortion.svg")
 RECORD = Path("docs/results/demo.json")
 FIGURE = Path("docs/results/rate_distortion.svg")
 COMMAND = "make demo"
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-
-
-class ResultsError(ValueError):
-    """Results that cannot be shown: one sentence with the file, the cause and what to do."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,18 +116,6 @@ def _label(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     kinds = {(other["quantizer"], other["feedback"]) for other in rows}
     feedback = " with feedback" if row["feedback"] else ""
     return row["coordinates"] if len(kinds) == 1 else f"{row['coordinates']}, {row['quantizer']}{feedback}"
-
-
-def replace_results(page: str, body: str, name: str) -> str:
-    """``page`` with ``body`` between its markers.
-
-    Raises:
-        ResultsError: the page has not exactly one pair of markers.
-    """
-    pattern = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.DOTALL)
-    if len(pattern.findall(page)) != 1 or page.count(BEGIN) != 1 or page.count(END) != 1:
-        raise ResultsError(f"{name} must hold {BEGIN} and {END} once each: put them where the results belong")
-    return pattern.sub(lambda _: f"{BEGIN}\n{body}\n{END}", page)
 
 
 def update(root: Path = ROOT) -> None:

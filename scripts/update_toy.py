@@ -1,22 +1,23 @@
 """Put the outcome of every prediction of the toy experiment into its pages, from the record of a whole run.
 
-occ toy --out docs/results/toy --no-png --force    # measures; writes the record, the report and the figures
-python scripts/update_toy.py                       # rewrites the tables of both pages
-python scripts/update_toy.py --check               # exit code 1 unless the pages say what the record says
+    occ toy --out docs/results/toy --no-png --force    # measures; writes the record, the report and the figures
+    python scripts/update_toy.py                       # rewrites the tables of both pages
+    python scripts/update_toy.py --check               # exit code 1 unless the pages say what the record says
+
+A page keeps everything outside of its two markers.
 """
 
 import json
-import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import tyro
+from pages import ResultsError, replace_results
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = Path("docs/results/toy/results.json")
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 COMMAND = "python scripts/update_toy.py"
 
 PAGES: Mapping[str, Mapping[Any, str]] = {
@@ -47,18 +48,6 @@ def render(record: Mapping[str, Any], words: Mapping[Any, str]) -> str:
     return "\n".join(lines)
 
 
-def replaced(page: str, body: str, name: str) -> str:
-    """``page`` with ``body`` between its markers.
-
-    Raises:
-        SystemExit: the page has not exactly one pair of markers.
-    """
-    pattern = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.DOTALL)
-    if page.count(BEGIN) != 1 or page.count(END) != 1 or not pattern.search(page):
-        raise SystemExit(f"{name} must hold {BEGIN} and {END} once each: put them where the results belong")
-    return pattern.sub(lambda _: f"{BEGIN}\n{body}\n{END}", page)
-
-
 def main(check: bool = False, root: Path = ROOT) -> None:
     """Rewrite the pages, or check them.
 
@@ -72,7 +61,10 @@ def main(check: bool = False, root: Path = ROOT) -> None:
         raise SystemExit(f"{RECORD} cannot be read ({error}): run `occ toy --out {RECORD.parent} --no-png`") from None
     for name, words in PAGES.items():
         page = (root / name).read_text(encoding="utf-8")
-        due = replaced(page, render(record, words), name)
+        try:
+            due = replace_results(page, render(record, words), name)
+        except ResultsError as error:
+            raise SystemExit(str(error)) from None
         if check and page != due:
             sys.exit(f"{name} does not say what {RECORD} says: run `{COMMAND}`")
         if not check:

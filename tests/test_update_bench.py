@@ -1,25 +1,9 @@
 """The page of the bench says what its record says, and the record is taken over whole."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
-SCRIPT = ROOT / "scripts" / "update_bench.py"
-
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("update_bench", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+import update_bench as script
 
 
 def row(quantizer: str, bits: float, kl: float) -> dict:
@@ -48,13 +32,13 @@ def bench(tmp_path):
     return tmp_path
 
 
-def test_the_page_says_what_the_record_says(script):
+def test_the_page_says_what_the_record_says():
     with pytest.raises(SystemExit) as exit_:
         script.main(check=True)
     assert exit_.value.code == 0
 
 
-def test_every_row_is_taken_over_and_compared_at_equal_divergence(script, bench):
+def test_every_row_is_taken_over_and_compared_at_equal_divergence(bench):
     record = script.take_over(bench)
     assert record["text"] == "text.txt", "no folders of a machine"
     assert [r["quantizer"] for r in record["rows"]] == ["scalar", "scalar", "trellis 8", "trellis 8"]
@@ -64,13 +48,13 @@ def test_every_row_is_taken_over_and_compared_at_equal_divergence(script, bench)
     assert "| identity, scalar with feedback | 25,000,000 (+25.0%) | 37,500,000 (+25.0%) |" in page
 
 
-def test_rows_of_two_texts_are_refused(script, bench):
+def test_rows_of_two_texts_are_refused(bench):
     records = json.loads((bench / "rows.json").read_text())
     (bench / "rows.json").write_text(json.dumps({**records, "original c d": {"perplexity": 21.0}}))
     with pytest.raises(SystemExit, match="2 texts or models"):
         script.take_over(bench)
 
 
-def test_a_directory_without_a_bench_is_refused(script, tmp_path):
+def test_a_directory_without_a_bench_is_refused(tmp_path):
     with pytest.raises(SystemExit, match="no finished bench"):
         script.take_over(tmp_path)

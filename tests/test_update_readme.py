@@ -1,28 +1,16 @@
 """The READMEs say what the recorded results say, and the script that sees to it notices when they do not."""
 
-import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import update_readme as script
+from pages import BEGIN, END
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "scripts" / "update_readme.py"
-
-
-def load_script():
-    spec = importlib.util.spec_from_file_location("update_readme", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-script = load_script()
 
 
 def row(coordinates: str, bits: float, **changes):
@@ -64,7 +52,7 @@ def results():
 def project(tmp_path, results):
     """A project whose READMEs have markers and nothing between them, and a finished run."""
     for name in script.PAGES:
-        (tmp_path / name).write_text(f"# before\n{script.BEGIN}\n{script.END}\nafter\n", encoding="utf-8")
+        (tmp_path / name).write_text(f"# before\n{BEGIN}\n{END}\nafter\n", encoding="utf-8")
     write_run(tmp_path, results)
     return tmp_path
 
@@ -194,7 +182,7 @@ def refuses(project: Path, run: dict | str, message: str) -> None:
     assert not (project / script.RECORD).exists()
 
 
-@pytest.mark.parametrize("page", ["", script.BEGIN, script.END + script.BEGIN, 2 * (script.BEGIN + script.END)])
+@pytest.mark.parametrize("page", ["", BEGIN, END + BEGIN, 2 * (BEGIN + END)])
 def test_markers_must_stand_there_once(project, page):
     (project / "README.md").write_text(page, encoding="utf-8")
     with pytest.raises(script.ResultsError, match="once each"):

@@ -1,45 +1,35 @@
 """The pages of the toy experiment say what the record of its run says."""
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+import update_toy as script
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("update_toy", ROOT / "scripts" / "update_toy.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def project(script, tmp_path) -> Path:
+def project(tmp_path) -> Path:
     for name in (*script.PAGES, script.RECORD):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, tmp_path / name)
     return tmp_path
 
 
-def test_the_pages_say_what_the_record_says(script):
+def test_the_pages_say_what_the_record_says():
     script.main(check=True)
 
 
-def test_the_report_decides_every_prediction_of_the_record(script):
+def test_the_report_decides_every_prediction_of_the_record():
     record = json.loads((ROOT / script.RECORD).read_text())
     report = (ROOT / script.RECORD).with_name("report.md").read_text()
     assert len(record["predictions"]) == 13
     assert [p["evidence"] for p in record["predictions"] if p["evidence"] not in report] == []
 
 
-def test_a_changed_record_is_noticed_and_taken_over(script, project):
+def test_a_changed_record_is_noticed_and_taken_over(project):
     record = json.loads((project / script.RECORD).read_text())
     record["predictions"][0] |= {"holds": None, "evidence": "other numbers"}
     (project / script.RECORD).write_text(json.dumps(record))
@@ -52,7 +42,7 @@ def test_a_changed_record_is_noticed_and_taken_over(script, project):
     assert ("| P1 | open |" in pages[0], "| P1 | 미정 |" in pages[1]) == (True, True)
 
 
-def test_a_missing_run_says_how_to_make_one(script, project):
+def test_a_missing_run_says_how_to_make_one(project):
     (project / script.RECORD).unlink()
     with pytest.raises(SystemExit, match="occ toy --out docs/results/toy --no-png"):
         script.main(root=project)

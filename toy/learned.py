@@ -27,7 +27,6 @@ STEPS = 70
 LEARNING_RATE = 8e-3
 TEMPERATURE = 0.3
 """Of soft rounding: near the true rate also where a coefficient takes less than a bit."""
-OPTIMIZER = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, STEPS))
 
 
 def learned(klt: Coordinates, typical: Float[np.ndarray, "draws size"], *, step: float) -> Coordinates:
@@ -47,7 +46,7 @@ def learned(klt: Coordinates, typical: Float[np.ndarray, "draws size"], *, step:
         key=jax.random.key(0),
         steps=STEPS,
         data=data,
-        optimizer=OPTIMIZER,
+        optimizer=optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, STEPS)),
         temperature=TEMPERATURE,
     )
     rotation = fitted.params.rotation()

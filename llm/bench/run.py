@@ -101,7 +101,7 @@ class Bench:
                     continue
                 fields = dataclasses.asdict(row)
                 self.records.add(key, fields)
-            rows.append(Row(**{**fields, "kl_windows": tuple(fields.get("kl_windows", ()))}))
+            rows.append(Row.from_json(fields))
         if not rows:
             raise OccError(next(iter(failures.values())))
         return Outcome(rows=tuple(rows), failures=failures)

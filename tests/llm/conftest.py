@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from occ_llm.calibration import Statistics, calibrate
 from occ_llm.checkpoints import Checkpoint, tensor_shapes
+from occ_llm.compression import CalibrationTokens
 from occ_llm.config import ModelConfig
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -75,3 +76,15 @@ def toy_tokens() -> np.ndarray:
 @pytest.fixture(scope="session")
 def toy_statistics(toy, toy_tokens) -> Statistics:
     return calibrate(toy.config, toy.weights, toy_tokens, key=jax.random.key(0))
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch) -> None:
+    """Nothing of what other tests, or the user, have cached."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def text(toy_tokens) -> CalibrationTokens:
+    """The calibration text, seen again by what runs it through the network once more."""
+    return CalibrationTokens(calibration=toy_tokens, finishing=toy_tokens)

@@ -28,9 +28,7 @@ from occ_jax.quantization.trellis import gaussian_codebook
 UP = "model.layers.1.mlp.up_proj.weight"
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture

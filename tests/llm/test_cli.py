@@ -14,9 +14,7 @@ from occ_llm.cli.main import BAD_INPUT, INTERRUPTED, run
 TEXT = "Coordinates are chosen, not given. " * 400
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture

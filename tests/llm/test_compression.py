@@ -21,10 +21,7 @@ from occ_llm.roles import EMBEDDING, HEAD, is_linear
 from occ_jax.codec import decode_indices, open_container
 from occ_jax.quantization.scales import NUM_CLASSES
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def logit_error(toy, path, tokens) -> float:

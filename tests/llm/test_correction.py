@@ -24,15 +24,7 @@ from occ_llm.weights import DerivedWeights
 
 from occ_jax.codec import open_container
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def text(toy_tokens) -> CalibrationTokens:
-    return CalibrationTokens(calibration=toy_tokens, finishing=toy_tokens)
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def slopes(falls, errors=None, weights=None) -> list[Slope]:

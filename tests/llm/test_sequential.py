@@ -8,7 +8,7 @@ import pytest
 from occ_llm.bench import Method
 from occ_llm.calibration import QuantizedPrefix, calibrate
 from occ_llm.checkpoints.compressed import CONTAINER
-from occ_llm.compression import CalibrationTokens, Settings, compress
+from occ_llm.compression import Settings, compress
 from occ_llm.compression.network import prepare_network
 from occ_llm.errors import OccError
 from occ_llm.roles import EMBEDDING, HEAD, LINEAR_KINDS, linear_name
@@ -18,14 +18,7 @@ from occ_jax.codec import decode_tensor, open_container
 COARSE = 0.06
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def text(toy_tokens) -> CalibrationTokens:
-    return CalibrationTokens(calibration=toy_tokens, finishing=toy_tokens)
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def decoded(place) -> dict[str, np.ndarray]:

@@ -14,9 +14,7 @@ from occ_jax.transforms import random_rotation
 SMALL = ("--calibration-windows", "2", "--calibration-window", "64", "--windows", "1", "--window", "64")
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture
