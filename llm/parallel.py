@@ -6,6 +6,15 @@ from typing import TypeVar
 
 _Result = TypeVar("_Result")
 
+Track = Callable[[Iterable[str], str], Iterable[str]]
+"""``track(names, label)`` iterates over ``names`` and shows how far the work has come."""
+
+
+def untracked(names: Iterable[str], label: str) -> Iterable[str]:
+    """Shows nothing."""
+    del label
+    return names
+
 
 def in_pairs(
     work: Callable[[str], _Result], shown: Iterable[str], names: Sequence[str]

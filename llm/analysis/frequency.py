@@ -8,17 +8,18 @@ see an order where there is one, it is made on rows of a first-order autoregress
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Integer
 from scipy import stats
 
 from occ_jax.transforms import DCT, Transform, random_hadamard
 
-from ..roles import kind_of, layer_of
+from ..parallel import Track, in_pairs, untracked
+from ..roles import LINEAR_KINDS, kind_of, layer_of
 from .regimes import channel_gain_bits
 from .subject import Subject
 
@@ -85,16 +86,19 @@ class OrderWorth:
         return abs(self.mean_bits) > self.limit_bits
 
 
-def measure_order(subject: Subject, names: Iterable[str]) -> list[Order]:
+def measure_order(subject: Subject, names: Sequence[str], *, track: Track = untracked) -> list[Order]:
     """Both transforms along both axes of some matrices, and of the control."""
-    rng = np.random.default_rng(0)
-    found = []
-    for name in names:
-        layer = layer_of(name)
+
+    def measure(name: str) -> list[Order]:
+        layer, kind = layer_of(name), kind_of(name)
         assert layer is not None, name
+        rng = np.random.default_rng([layer, LINEAR_KINDS.index(kind)])
         w = np.asarray(subject.weights[name])
-        for axis, m in zip(AXES, (w, w.T), strict=True):
-            found += _orders(m, rng, matrix=name, layer=layer, kind=kind_of(name), axis=axis)
+        along = zip(AXES, (w, w.T), strict=True)
+        return [o for axis, m in along for o in _orders(m, rng, matrix=name, layer=layer, kind=kind, axis=axis)]
+
+    found = [o for _, orders in in_pairs(measure, track(names, "order of channels"), names) for o in orders]
+    rng = np.random.default_rng(0)
     control = autoregressive_rows(rng)
     return found + _orders(control, rng, matrix=CONTROL, layer=-1, kind=CONTROL, axis=AXES[0])
 
@@ -106,8 +110,8 @@ def _orders(m: np.ndarray, rng: np.random.Generator, **place) -> list[Order]:
     return [
         Order(
             transform=name,
-            ordered_bits=float(gain_bits(transforms[name], w)),
-            permuted_bits=tuple(float(gain_bits(transforms[name], w[:, order])) for order in orders),
+            ordered_bits=float(gain_bits(transforms[name], w, np.arange(n))),
+            permuted_bits=tuple(float(gain_bits(transforms[name], w, order)) for order in orders),
             **place,
         )
         for name in TRANSFORMS
@@ -115,9 +119,9 @@ def _orders(m: np.ndarray, rng: np.random.Generator, **place) -> list[Order]:
 
 
 @jax.jit
-def gain_bits(transform: Transform, w: Float[Array, "rows n"]) -> Float[Array, ""]:
-    """Coding gain of the energies of the coefficients along the last axis, in bits per coefficient."""
-    return channel_gain_bits(transform.forward(w))
+def gain_bits(transform: Transform, w: Float[Array, "rows n"], order: Integer[Array, " n"]) -> Float[Array, ""]:
+    """Coding gain of the energies of the coefficients along the last axis in some order, in bits per coefficient."""
+    return channel_gain_bits(transform.forward(w[:, order]))
 
 
 def autoregressive_rows(rng: np.random.Generator) -> Float[np.ndarray, "rows n"]:

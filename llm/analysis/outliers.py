@@ -17,7 +17,7 @@ outliers. As a control, the errors that clipping makes in original coordinates a
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from scipy.special import erfc
 
 from occ_jax.metrics import hessian_weighted_error
 
+from ..parallel import Track, in_pairs, untracked
 from ..roles import kind_of, layer_of
 from .divergence import Divergence, Trial
 from .subject import Subject, from_coordinates, to_coordinates
@@ -93,21 +94,23 @@ class Price:
 SCATTERED = "scattered"
 
 
-def measure_outliers(subject: Subject, names: Iterable[str]) -> list[Outliers]:
+def measure_outliers(subject: Subject, names: Sequence[str], *, track: Track = untracked) -> list[Outliers]:
     """Where the outliers of some matrices are and what is left of them in other coordinates."""
-    found = []
-    for name in names:
+
+    def measure(name: str) -> list[Outliers]:
         w = np.asarray(subject.weights[name])
         largest = top_entries(w)
         threshold = float(np.abs(w[largest]).min())
+        expected = expected_survivors(w, threshold)
         alone = jnp.asarray(np.where(largest, w, 0).astype(w.dtype))
-        for coordinates in subject.systems:
-            if (transform := subject.transform(name, coordinates)) is None:
-                continue
+        found = []
+        for coordinates, transform in subject.transforms(name):
             y = np.asarray(to_coordinates(transform, jnp.asarray(w)))
             s = np.asarray(to_coordinates(transform, alone))
-            found.append(_outliers(name, coordinates, y, s, threshold, expected_survivors(w, threshold)))
-    return found
+            found.append(_outliers(name, coordinates, y, s, threshold, expected))
+        return found
+
+    return [one for _, found in in_pairs(measure, track(names, "outliers"), names) for one in found]
 
 
 def _outliers(

@@ -10,7 +10,7 @@ equal distortion.
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from occ_jax.transforms import KLT, Transform
 
 from ..calibration import sandwich
 from ..compression.plan import plan_matrix
+from ..parallel import Track, in_pairs, untracked
 from ..roles import kind_of, layer_of
 from .subject import Subject, inputs_of, to_coordinates
 
@@ -93,34 +94,43 @@ class Histogram:
         return counts[:-1] / counts.sum() / HISTOGRAM_WIDTH
 
 
-def measure_regimes(subject: Subject, names: Iterable[str]) -> tuple[list[Regime], list[Histogram]]:
+def measure_regimes(
+    subject: Subject, names: Sequence[str], *, track: Track = untracked
+) -> tuple[list[Regime], list[Histogram]]:
     """Measure some matrices in all coordinate systems.
 
     Args:
         subject: the network.
-        names: of its matrices; may report progress as it is iterated over.
+        names: of its matrices.
+        track: shows progress.
     """
+    readers = {inputs_of(name): name for name in names}  # one matrix for every space of inputs
+
+    def gains(inputs: str) -> dict[str, float]:
+        name = readers[inputs]
+        hessian = subject.statistics.hessian(name)
+        return {c: input_gain_bits(transform, hessian) for c, transform in subject.transforms(name)}
+
+    input_gains = dict(in_pairs(gains, readers, tuple(readers)))
+
+    def measure(name: str) -> list[tuple[Regime, np.ndarray]]:
+        w, gains = jnp.asarray(subject.weights[name]), input_gains[inputs_of(name)]
+        found = []
+        for coordinates, transform in subject.transforms(name):
+            y = to_coordinates(transform, w)
+            regime = _regime(name, coordinates, w, y, gains[coordinates])
+            found.append((regime, magnitude_counts(np.asarray(y))))
+        return found
+
     regimes: list[Regime] = []
     totals: dict[tuple[str, str], np.ndarray] = {}
-    input_gains: dict[tuple[str, str], float] = {}
-    for name in names:
-        w = jnp.asarray(subject.weights[name])
-        for coordinates, transform in _systems(subject, name):
-            key = inputs_of(name), coordinates
-            if key not in input_gains:
-                input_gains[key] = input_gain_bits(transform, subject.statistics.hessian(name))
-            y = to_coordinates(transform, w)
-            regimes.append(_regime(name, coordinates, w, y, input_gains[key]))
-            place = kind_of(name), coordinates
-            totals[place] = totals.get(place, 0) + magnitude_counts(np.asarray(y))
+    for _, found in in_pairs(measure, track(names, "regimes"), names):
+        for regime, counts in found:
+            regimes.append(regime)
+            place = regime.kind, regime.coordinates
+            totals[place] = totals.get(place, 0) + counts
     histograms = [Histogram(kind=k, coordinates=c, counts=tuple(n.tolist())) for (k, c), n in totals.items()]
     return regimes, histograms
-
-
-def _systems(subject: Subject, name: str) -> Iterator[tuple[str, Transform]]:
-    for coordinates in subject.systems:
-        if (transform := subject.transform(name, coordinates)) is not None:
-            yield coordinates, transform
 
 
 def _regime(name: str, coordinates: str, w: Array, y: Array, input_gain: float) -> Regime:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from ..compression.survey import Track
+from ..parallel import Track, untracked
 from ..roles import LINEAR_KINDS
 from .divergence import Trial
 from .frequency import Order, OrderWorth, measure_order, worth_of_order
@@ -85,7 +85,7 @@ def analyze(
     tokens: Int[np.ndarray, "windows length"],
     facts: Facts,
     *,
-    track: Track = lambda names, label: names,
+    track: Track = untracked,
 ) -> Analysis:
     """Measure everything.
 
@@ -99,9 +99,9 @@ def analyze(
         ValueError: a matrix or a second moment is not finite.
     """
     clock = _Clock()
-    regimes, histograms = measure_regimes(subject, track(subject.matrices, "regimes"))
+    regimes, histograms = measure_regimes(subject, subject.matrices, track=track)
     clock.stop("regimes")
-    outliers = measure_outliers(subject, track(subject.matrices, "outliers"))
+    outliers = measure_outliers(subject, subject.matrices, track=track)
     trial = Trial(subject, tokens)
     # A learned transform of some layers only would be compared with others on fewer matrices: the trials leave it out.
     priced = [name for name in subject.systems if name in COORDINATES or _covers_everything(subject)]
@@ -112,9 +112,9 @@ def analyze(
     names = track([str(layer) for layer in subject.layers], "spectra")
     spectra = list(measure_spectra(subject, (int(layer) for layer in names)))
     clock.stop("sensitivity")
-    ranks, depths = measure_structure(subject, track(LINEAR_KINDS, "structure"))
+    ranks, depths = measure_structure(subject, LINEAR_KINDS, track=track)
     clock.stop("structure")
-    orders = measure_order(subject, track(subject.matrices, "order of channels"))
+    orders = measure_order(subject, subject.matrices, track=track)
     clock.stop("frequency")
     return Analysis(
         facts=facts,

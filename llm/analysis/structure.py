@@ -14,7 +14,7 @@ trace. Each measure has a control in which the structure in question is destroye
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +23,7 @@ from scipy.linalg import eigh
 
 from occ_jax.metrics import entropy_rank
 
+from ..parallel import Track, in_pairs, untracked
 from ..roles import READS_RESIDUAL, kind_of, layer_of, linear_name
 from .subject import Subject
 
@@ -89,19 +90,22 @@ class Depth:
     scales_p: float | None
 
 
-def measure_structure(subject: Subject, kinds: Iterable[str]) -> tuple[list[Rank], list[Depth]]:
+def measure_structure(
+    subject: Subject, kinds: Sequence[str], *, track: Track = untracked
+) -> tuple[list[Rank], list[Depth]]:
     """Ranks of every matrix and of the layers together.
 
     Args:
         subject: the network.
-        kinds: of linear layers; may report progress as it is iterated over.
+        kinds: of linear layers.
+        track: shows progress.
     """
-    ranks, depths = [], []
-    for kind in kinds:
-        found, depth = _kind(subject, kind, np.random.default_rng(0))
-        ranks += found
-        depths.append(depth)
-    return ranks, depths
+
+    def measure(kind: str) -> tuple[list[Rank], Depth]:
+        return _kind(subject, kind, np.random.default_rng(0))
+
+    found = [parts for _, parts in in_pairs(measure, track(kinds, "structure"), kinds)]
+    return [rank for ranks, _ in found for rank in ranks], [depth for _, depth in found]
 
 
 def _kind(subject: Subject, kind: str, rng: np.random.Generator) -> tuple[list[Rank], Depth]:

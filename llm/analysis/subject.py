@@ -7,6 +7,7 @@ moment :math:`T H T^\top` and the operator stays what it was.
 
 import dataclasses
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -43,13 +44,15 @@ class Eigenbases:
     def __init__(self, folder: Path, statistics: Statistics):
         self._folder = folder
         self._statistics = statistics
+        self._one_writes = threading.Lock()
 
     def of(self, name: str) -> KLT:
         """The eigenbasis of the second moment of what a linear layer reads."""
         file = self._folder / f"{inputs_of(name)}.npz"
-        if not file.exists():
-            transform = klt(np.asarray(self._statistics.hessian(name)))
-            np.savez(file, basis=np.asarray(transform.basis), eigenvalues=np.asarray(transform.eigenvalues))
+        with self._one_writes:
+            if not file.exists():
+                transform = klt(np.asarray(self._statistics.hessian(name)))
+                np.savez(file, basis=np.asarray(transform.basis), eigenvalues=np.asarray(transform.eigenvalues))
         with np.load(file) as kept:
             return KLT(jnp.asarray(kept["basis"]), jnp.asarray(kept["eigenvalues"]))
 
@@ -105,6 +108,12 @@ class Subject:
             case "learned":
                 return self.learned_transform(name)
         raise ValueError(f"unknown coordinates {coordinates!r}: choose one of {', '.join((*COORDINATES, LEARNED))}")
+
+    def transforms(self, name: str) -> Iterator[tuple[str, Transform]]:
+        """Coordinate systems of a matrix's rows, with the transforms that lead to them."""
+        for coordinates in self.systems:
+            if (transform := self.transform(name, coordinates)) is not None:
+                yield coordinates, transform
 
     def learned_transform(self, name: str) -> Transform | None:
         """The learned transform of a matrix's inputs: its own, or that of the space that it reads."""

@@ -41,7 +41,7 @@ from ..compression.compressor import rows_of, symbol_statistics
 from ..compression.network import Network
 from ..compression.plan import MatrixPlan, plan_matrix, solve_step
 from ..compression.sensitivity import Sensitivity
-from ..compression.survey import Track
+from ..parallel import Track, untracked
 from ..roles import is_linear, layer_of
 
 DAMPING = 0.01
@@ -113,7 +113,7 @@ def measure_distances(
     *,
     states: int,
     rate: float,
-    track: Track = lambda names, label: names,
+    track: Track = untracked,
 ) -> list[Distance]:
     """Quantize some layers with feedback, each at about ``rate`` bits, and measure their distance from the limit.
 

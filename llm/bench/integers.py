@@ -20,9 +20,9 @@ from ..compression.factors import Factors
 from ..compression.input_bases import BASIS_BITS
 from ..compression.maker import write_model
 from ..compression.network import Network, prepare_network
-from ..compression.survey import Track
 from ..coordinates import CoordinateName
 from ..errors import said_of
+from ..parallel import Track, untracked
 from ..roles import is_linear
 
 EMBEDDING_BITS = 8
@@ -40,7 +40,7 @@ def compress_integers(
     feedback: bool,
     seed: int = 0,
     transforms: Path | None = None,
-    track: Track = lambda names, label: names,
+    track: Track = untracked,
 ) -> tuple[Sizes, float]:
     """Compress a model with asymmetric integers in groups into a directory that appears whole or not at all.
 

@@ -8,8 +8,8 @@ from typing import Literal
 from ..calibration import Statistics
 from ..checkpoints import Checkpoint
 from ..compression import CalibrationTokens, Settings, Sizes, Survey, compress, survey
-from ..compression.survey import Track
 from ..coordinates import CoordinateName
+from ..parallel import Track, untracked
 from .integers import EMBEDDING_BITS, compress_integers
 
 QuantizerName = Literal[
@@ -125,7 +125,7 @@ def make_file(
     tokens: CalibrationTokens | None = None,
     surveys: Surveys | None = None,
     transform_bits: float = 0.0,
-    track: Track = lambda names, label: names,
+    track: Track = untracked,
 ) -> tuple[Sizes, float]:
     """Compress a model by a method into a directory that any reader of this project opens.
 

@@ -12,10 +12,10 @@ from ..calibration.fingerprint import text_digest
 from ..checkpoints import Checkpoint
 from ..compression import CalibrationTokens, Settings
 from ..compression.network import prepare_network
-from ..compression.survey import Track
 from ..errors import OccError
 from ..evaluation import Reference, Windows, evaluate
 from ..model import LanguageModel
+from ..parallel import Track, untracked
 from ..results import Row
 from ..roles import is_linear
 from .grid import Entry
@@ -62,7 +62,7 @@ class Bench:
         *,
         tokens: CalibrationTokens | None = None,
         keep: bool = False,
-        track: Track = lambda names, label: names,
+        track: Track = untracked,
     ):
         self._checkpoint = checkpoint
         self._statistics = statistics

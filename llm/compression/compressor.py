@@ -26,7 +26,7 @@ from occ_jax.transforms import Identity
 
 from ..checkpoints.compressed import BASIS
 from ..folding import folded_gains
-from ..parallel import in_pairs
+from ..parallel import Track, in_pairs
 from ..roles import FINAL_NORM, is_linear
 from .allocation import Allocation, probe_rows
 from .factors import Factors
@@ -34,7 +34,7 @@ from .input_bases import BASIS_BITS
 from .network import Network
 from .plan import expected_bits
 from .settings import Settings
-from .survey import Survey, Track
+from .survey import Survey
 
 ROW_RESOLUTION = 32
 """Levels per octave of row steps that are tuned: errors of 0.6 %, for two bits a row more than those that are not."""

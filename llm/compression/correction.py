@@ -37,6 +37,7 @@ from ..coordinates import dense_network
 from ..errors import OccError
 from ..evaluation import Reference, Windows, evaluate
 from ..model import LanguageModel
+from ..parallel import Track
 from ..roles import kind_of, layer_of
 from ..weights import DerivedWeights, Weights
 from .finishing import cut_shorter
@@ -44,7 +45,7 @@ from .maker import blocks_of
 from .network import Network
 from .plan import STEP_RESOLUTION
 from .staging import Staging
-from .survey import Survey, Track
+from .survey import Survey
 
 THIRDS = ("first", "middle", "last")
 

@@ -21,7 +21,7 @@ from ..checkpoints.compressed import BASIS, CONTAINER, QUANT_METHOD, read_compre
 from ..errors import OccError
 from ..evaluation import Reference, Windows, evaluate
 from ..model import LanguageModel
-from ..parallel import in_pairs
+from ..parallel import Track, in_pairs
 from ..roles import is_linear, layer_of
 from .allocation import Allocation, allocate
 from .compressor import Compressor, encode_rest
@@ -31,7 +31,6 @@ from .sequential import Code, code_in_sequence
 from .settings import Settings
 from .sizes import Sizes, linear_bits, measure_sizes
 from .staging import Staging
-from .survey import Track
 
 FINISH_BELOW = 3.0
 """Bits per linear weight below which finishing is worth its time."""

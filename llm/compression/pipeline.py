@@ -12,6 +12,7 @@ from ..calibration import Statistics
 from ..checkpoints import Checkpoint
 from ..checkpoints.atomic import atomic_directory, check_output
 from ..errors import OccError, said_of
+from ..parallel import Track, untracked
 from .allocation import Allocation
 from .card import model_card
 from .compressor import Compressor
@@ -20,7 +21,7 @@ from .maker import CalibrationTokens, Maker
 from .settings import Settings
 from .sizes import Sizes
 from .staging import Staging, staging_directory
-from .survey import Survey, Track, survey
+from .survey import Survey, survey
 from .targets import search_step
 
 
@@ -56,7 +57,7 @@ def compress(
     near: Allocation | None = None,
     force: bool = False,
     text: str = "",
-    track: Track = lambda names, label: names,
+    track: Track = untracked,
 ) -> Compressed:
     """Compress a model into a directory that appears whole or not at all.
 

@@ -6,7 +6,7 @@ Nothing here depends on how small a file is to be, so one survey serves every ra
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +15,12 @@ from jaxtyping import Float
 from ..calibration import Statistics
 from ..checkpoints import Checkpoint
 from ..errors import said_of
-from ..parallel import in_pairs
+from ..parallel import Track, in_pairs, untracked
 from .allocation import probe_rows
 from .factors import Factors
 from .network import Network, prepare_network
 from .plan import MatrixPlan, plan_matrix
 from .settings import Settings
-
-Track = Callable[[Iterable[str], str], Iterable[str]]
-"""``track(names, label)`` iterates over ``names`` and shows how far the work has come."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,7 +52,7 @@ def survey(
     statistics: Statistics,
     settings: Settings,
     *,
-    track: Track = lambda names, label: names,
+    track: Track = untracked,
 ) -> Iterator[Survey]:
     """Factor every second moment, fit every matrix's levels, and keep rows to probe; gone from disk at the end.
 

@@ -145,7 +145,8 @@ def from_counts(
     """
     _check_precision(precision)
     freq = normalize_counts(np.append(np.asarray(counts, np.int64), escape_count), 1 << precision)
-    return FreqTable(jnp.asarray(freq, jnp.uint32), jnp.asarray(offset, jnp.int32), precision)
+    # Converted on the host: JAX would compile a conversion for every length.
+    return FreqTable(jnp.asarray(freq.astype(np.uint32)), jnp.asarray(offset, jnp.int32), precision)
 
 
 def from_samples(

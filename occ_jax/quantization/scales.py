@@ -69,6 +69,7 @@ def scale_classes(
     return jnp.clip(total >> shift, 0, num_classes - 1)
 
 
+@partial(jax.jit, static_argnames="resolution")
 def log2_levels(x: Float[Array, "..."], resolution: int) -> Int32[Array, "..."]:
     """Level of each positive number on a grid of ``resolution`` per octave; zeros go to the lowest level.
 
