@@ -1,7 +1,6 @@
 """The experiment: every source in every representation, in every kind of coordinates, through the codec."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Sequence
 
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ from .bases import BASES
 from .coding import RatePoint, bytes_at, integer_error, rate_distortion
 from .coordinates import Coordinates, hessian_basis, original, rotated, source_klt
 from .invariance import Invariance, measure_invariances
-from .learned import learned
+from .learned import LearnedAxes, learn_axes, learned
 from .measures import Distribution, Sensitivity, describe_coefficients, describe_sensitivity
 from .networks import ACTIVATIONS, WIDTHS
 from .representations import Fitted, fit_basis, fit_networks
@@ -127,8 +126,9 @@ def run_experiment(protocol: Protocol, *, advance: Callable[[str], None] = lambd
     """
     cells: list[Cell] = []
     for name in protocol.sources:
+        axes = learn_axes(SOURCES[name].draw(protocol.others, stream=1), level=LEVELS[0])
         for representation in protocol.representations:
-            cells += [measure(fitted, protocol) for fitted in _fits(name, representation, protocol)]
+            cells += [measure(fitted, protocol, axes) for fitted in _fits(name, representation, protocol)]
             advance(f"{SOURCES[name].title}: {representation}")
     invariances: Sequence[Invariance] = ()
     if protocol.reparameterise:
@@ -151,8 +151,13 @@ def _fits(name: str, representation: str, p: Protocol) -> Sequence[Fitted]:
     return fit_networks(source, representation, accuracy=p.accuracy, **size)
 
 
-def coordinate_systems(fitted: Fitted) -> Iterator[Coordinates]:
-    """The coordinates that are tried; what needs other draws of the source is there for linear representations."""
+def coordinate_systems(fitted: Fitted, axes: LearnedAxes | None = None) -> Iterator[Coordinates]:
+    """The coordinates that are tried; what needs other draws of the source is there for linear representations.
+
+    Args:
+        fitted: parameters of one representation.
+        axes: learned from the source's functions.
+    """
     yield original(fitted.hessian)
     yield rotated(fitted.hessian, seed=0)
     if describe_sensitivity(fitted.hessian).axis_alignment < 0.999:  # else the axes are eigenvectors
@@ -160,15 +165,15 @@ def coordinate_systems(fitted: Fitted) -> Iterator[Coordinates]:
     if fitted.typical is not None:
         klt = source_klt(fitted.hessian, fitted.typical)
         yield klt
-        # The step at which all coordinates together make the first of the errors that are compared.
-        step = math.sqrt(12 * LEVELS[0] * fitted.power / klt.sensitivity.size)
-        yield learned(klt, fitted.typical, step=step)
+        if axes is not None:
+            design = fitted.functions(np.eye(fitted.theta.shape[1])).T
+            yield learned(klt, axes, design)
 
 
-def measure(fitted: Fitted, protocol: Protocol) -> Cell:
-    """Distribution, sensitivity and rate-distortion curves of fitted parameters."""
+def measure(fitted: Fitted, protocol: Protocol, axes: LearnedAxes | None = None) -> Cell:
+    """Distribution, sensitivity and rate-distortion curves of fitted parameters, in :func:`coordinate_systems`."""
     regimes = {}
-    for coordinates in coordinate_systems(fitted):
+    for coordinates in coordinate_systems(fitted, axes):
         error = fitted.relative_error
         points = rate_distortion(fitted.theta, coordinates, error, protocol.targets, power=fitted.power)
         with_integers = coordinates.name in ("original", "rotated")

@@ -7,9 +7,13 @@ r"""Coordinates learned for the coder: leading axes of the KLT, turned until oth
 over rotations of the axes that are above the water level; the others get no bits in any case. For a Gaussian source the
 KLT is the best there is, and what training finds there is noise: coded draws, which training has not seen, take more
 bytes. For other sources axes may be found along which the coefficients are further from Gaussian.
+
+Axes are learned once for a source, in the space of its functions; every linear representation writes them down for its
+parameters.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +23,10 @@ from jaxtyping import Array, Float
 
 from occ_jax.codec import encode_transform
 from occ_jax.learned import RateDistortion, Step, cayley, code_length, fit
+from occ_jax.metrics import water_level
 from occ_jax.transforms import Transform
 
-from .coordinates import Coordinates
+from .coordinates import Coordinates, source_klt
 
 STEPS = 70
 LEARNING_RATE = 8e-3
@@ -29,48 +34,71 @@ TEMPERATURE = 0.3
 """Of soft rounding: near the true rate also where a coefficient takes less than a bit."""
 
 
-def learned(klt: Coordinates, typical: Float[np.ndarray, "draws size"], *, step: float) -> Coordinates:
-    """The coordinates of a source that training makes of its KLT.
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class LearnedAxes:
+    """Axes in the space of functions, orthonormal in the mean square; those with more energy come first.
 
     Args:
-        klt: of the source; all its axes have the sensitivity 1.
-        typical: parameters of draws other than those that are coded.
-        step: of the quantizer that the coordinates are for.
+        forward: coefficients are values of a function times this.
+        basis_bytes: what a file takes that holds the turn from the KLT to them.
     """
-    y = typical @ klt.forward / step
-    count = num_turned(np.square(y).mean(0))
-    data = jnp.asarray(y[:, :count], jnp.float32)
+
+    forward: Float[np.ndarray, "values axes"]
+    basis_bytes: int
+
+
+def learn_axes(functions: Float[np.ndarray, "draws values"], *, level: float) -> LearnedAxes:
+    """What training makes of the axes of a source's KLT that are above the water level.
+
+    Args:
+        functions: draws of the source other than those that are coded.
+        level: relative error of the files that the axes are for; the step is that of reverse water-filling.
+    """
+    num_values = functions.shape[1]
+    klt = source_klt(np.eye(num_values) / num_values, functions)
+    y = functions @ klt.forward
+    energies = np.square(y).mean(0)
+    water = float(water_level(jnp.asarray(energies, jnp.float32), jnp.float32(level * energies.mean())))
+    above = np.flatnonzero(energies > water)
+    step = math.sqrt(12 * water)
     fitted = fit(
-        cayley(count),
+        cayley(above.size),
         _rate,
         key=jax.random.key(0),
         steps=STEPS,
-        data=data,
+        data=jnp.asarray(y[:, above] / step, jnp.float32),
         optimizer=optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, STEPS)),
         temperature=TEMPERATURE,
     )
     rotation = fitted.params.rotation()
-    turn = np.asarray(rotation.matrix, np.float64)
-    forward, inverse = klt.forward.copy(), klt.inverse.copy()
-    forward[:, :count] = klt.forward[:, :count] @ turn.T
-    inverse[:count] = turn @ klt.inverse[:count]
-    own_bytes = encode_transform(rotation, count).num_bytes
-    return dataclasses.replace(
-        klt, name="learned", forward=forward, inverse=inverse, basis_bytes=klt.basis_bytes + own_bytes
-    )
+    forward = klt.forward[:, above] @ np.asarray(rotation.matrix, np.float64).T
+    order = np.argsort(-np.square(functions @ forward).mean(0), kind="stable")
+    return LearnedAxes(forward=forward[:, order], basis_bytes=encode_transform(rotation, above.size).num_bytes)
 
 
-def num_turned(energies: Float[np.ndarray, " axes"]) -> int:
-    r"""Leading axes above the water level of :math:`\tfrac1{12}` squared steps, up to the next power of two.
+def learned(klt: Coordinates, axes: LearnedAxes, design: Float[np.ndarray, "values size"]) -> Coordinates:
+    r"""The learned coordinates of a linear representation :math:`f = \Phi \theta`, from those of its source.
 
-    Powers of two, so that few sizes are compiled.
+    As many axes of the representation's own KLT as were learned are turned to be as near to the learned ones as a
+    rotation can bring them (orthogonal Procrustes): there, if the representation has all functions. The others stay.
 
-    Example:
-        >>> num_turned(np.array([9.0, 4.0, 1.0, 0.01, 0.0])), num_turned(np.array([1.0, 1.0, 1.0]))
-        (4, 3)
+    Args:
+        klt: of the parameters; all its axes have the sensitivity 1.
+        axes: of the source's functions.
+        design: :math:`\Phi`.
+
+    References:
+        Schönemann, A generalized solution of the orthogonal Procrustes problem, Psychometrika 31, 1966.
     """
-    above = max(2, int((energies > 1 / 12).sum()))
-    return min(1 << (above - 1).bit_length(), energies.size)
+    count = min(len(klt.inverse), axes.forward.shape[1])
+    overlap = klt.inverse[:count] @ design.T @ axes.forward[:, :count]
+    left, _, right = np.linalg.svd(overlap)
+    turn = left @ right
+    forward, inverse = klt.forward.copy(), klt.inverse.copy()
+    forward[:, :count] = klt.forward[:, :count] @ turn
+    inverse[:count] = turn.T @ klt.inverse[:count]
+    own_bytes = klt.basis_bytes + axes.basis_bytes
+    return dataclasses.replace(klt, name="learned", forward=forward, inverse=inverse, basis_bytes=own_bytes)
 
 
 def _rate(transform: Transform, y: Float[Array, "draws axes"], step: Step) -> RateDistortion:

@@ -10,6 +10,7 @@ from .theory import (
     gaussian_distortion,
     gaussian_rate,
     rate_at_distortion,
+    water_level,
 )
 
 __all__ = [
@@ -32,4 +33,5 @@ __all__ = [
     "sparsity",
     "sqnr_db",
     "stable_rank",
+    "water_level",
 ]

@@ -70,8 +70,7 @@ def rate_at_distortion(variances: Float[Array, " n"], distortion: Float[ArrayLik
         R = \frac1n \sum_i \max\left(0, \tfrac12 \log_2 \frac{\sigma_i^2}{\theta}\right)
 
     Components below the water level :math:`\theta` get no bits. With the eigenvalues of a covariance it is the limit
-    for the correlated Gaussian vector. The level is exact: with the components in descending order it is the largest
-    of the ``n`` levels :math:`\theta_k = \frac1k \left(n D - \sum_{i>k} \sigma_i^2\right)`.
+    for the correlated Gaussian vector.
 
     Args:
         variances: energies of the components, not negative.
@@ -87,16 +86,36 @@ def rate_at_distortion(variances: Float[Array, " n"], distortion: Float[ArrayLik
     References:
         Cover & Thomas, Elements of Information Theory, 2nd ed., theorem 10.3.3.
     """
+    level = water_level(variances, distortion)
+    energies = _along_last(variances.astype(level.dtype), level)
+    wet = energies <= level[..., None]
+    bits = jnp.where(wet, 0, jnp.log2(jnp.where(wet, 1, energies)) - jnp.log2(level)[..., None])
+    return bits.mean(-1) / 2
+
+
+def water_level(variances: Float[Array, " n"], distortion: Float[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
+    r"""The level :math:`\theta` of :func:`rate_at_distortion`: the distortion of every component that gets bits.
+
+    The level is exact: with the components in descending order it is the largest of the ``n`` levels
+    :math:`\theta_k = \frac1k \left(n D - \sum_{i>k} \sigma_i^2\right)`.
+
+    Args:
+        variances: energies of the components, not negative.
+        distortion: mean squared error per component.
+
+    Example:
+        >>> print(water_level(jnp.asarray([16.0, 1.0]), jnp.asarray([1.0, 2.5])))
+        [1. 4.]
+
+    References:
+        Cover & Thomas, Elements of Information Theory, 2nd ed., theorem 10.3.3.
+    """
     variances, distortion = _floats(variances, distortion)
     n = variances.shape[0]
     rising = jnp.sort(variances)
     tails = jnp.concatenate([jnp.zeros_like(rising[:1]), jnp.cumsum(rising)[:-1]])
     counts = jnp.arange(n, 0, -1, dtype=variances.dtype)
-    level = ((n * distortion[..., None] - _along_last(tails, distortion)) / _along_last(counts, distortion)).max(-1)
-    energies = _along_last(variances, level)
-    wet = energies <= level[..., None]
-    bits = jnp.where(wet, 0, jnp.log2(jnp.where(wet, 1, energies)) - jnp.log2(level)[..., None])
-    return bits.mean(-1) / 2
+    return ((n * distortion[..., None] - _along_last(tails, distortion)) / _along_last(counts, distortion)).max(-1)
 
 
 def distortion_at_rate(variances: Float[Array, " n"], rate: Float[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
