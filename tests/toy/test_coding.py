@@ -8,6 +8,7 @@ from occ_toy.coding import (
     bytes_at,
     encode_columns,
     integer_error,
+    quantize_columns,
     rate_distortion,
     relative_steps,
 )
@@ -60,7 +61,7 @@ def test_decoded_functions_have_the_error_that_was_aimed_at(coordinates):
 
 def test_columns_are_coded_without_loss_of_an_index():
     levels = np.arange(SIZE, dtype=np.int32)
-    coded = encode_columns(THETA, 0.1, levels)
+    (coded,) = encode_columns([quantize_columns(THETA, 0.1, levels)])
     steps = 0.1 * 2.0 ** (levels / 8)
     np.testing.assert_allclose(decode_tensor(coded), np.rint(THETA / steps) * steps, rtol=1e-5, atol=1e-6)
     assert coded.num_bytes == sum(len(section) for section in coded.sections.values())
