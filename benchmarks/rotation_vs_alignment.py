@@ -1,7 +1,8 @@
 """What rotation does and what alignment does: tables from the results of a bench that had learned coordinates in it.
 
-    occ learn MODEL layerwise.safetensors --text FILE
-    occ learn MODEL endtoend.safetensors --text FILE --objective kl --init hadamard
+    occ learn MODEL layerwise.safetensors --text FILE --text-share 0.6 --calibration-windows 32
+    occ learn MODEL endtoend.safetensors --text FILE --text-share 0.6 --calibration-windows 32 \\
+        --objective kl --init hadamard
     occ bench MODEL --text FILE --coordinates identity hadamard klt learned --seeds 5 \\
         --transforms layerwise.safetensors endtoend.safetensors \\
         --methods int-gptq-128 scalar trellis-8 --rates 1.5 2 2.5 3

@@ -22,9 +22,10 @@ from ..compression.network import prepare_network
 from ..compression.settings import STATES
 from ..coordinates import CoordinateName
 from ..errors import OccError
-from ..evaluation import Windows, cut_windows, read_text
+from ..evaluation import Windows, cut_lines, cut_windows, read_text
 from ..figures import bench_figure
 from ..results import EqualBytes, Row, at_equal_bytes
+from ..stored_coordinates import describe
 from ..text import python_text
 from .compress import ModelSource
 from .terminal import Terminal
@@ -102,6 +103,12 @@ class BenchCommand:
         )
         tokens = self._tokens(checkpoint, calibration)
         statistics = self._statistics(checkpoint, tokens, terminal)
+        for file in self.transforms:
+            if describe(file).get("text_digest") != statistics.fingerprint.text:
+                terminal.note(
+                    f"{file} was not learned on the windows that this bench calibrates on: make sure that it has not "
+                    f"seen the text for evaluation (occ learn --text-share {CALIBRATION_SHARE})"
+                )
         if self.distances:
             self._measure_distances(checkpoint, statistics, terminal)
             return
@@ -125,11 +132,10 @@ class BenchCommand:
         """Text for calibration and text for evaluation, which share no line."""
         if self.text is None:
             return python_text("calibration"), python_text("heldout")
-        lines = read_text(str(self.text)).splitlines(keepends=True)
-        cut = int(CALIBRATION_SHARE * len(lines))
-        if not 0 < cut < len(lines):
-            raise OccError(f"{self.text} has {len(lines)} lines: too few to calibrate on some and evaluate on others")
-        return "".join(lines[:cut]), "".join(lines[cut:])
+        calibration, evaluation = cut_lines(read_text(str(self.text)), CALIBRATION_SHARE)
+        if not calibration or not evaluation:
+            raise OccError(f"{self.text} has too few lines to calibrate on some and evaluate on others")
+        return calibration, evaluation
 
     def _tokens(self, checkpoint: Checkpoint, text: str) -> CalibrationTokens:
         windows = calibration_windows(

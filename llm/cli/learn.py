@@ -57,7 +57,12 @@ class Learn:
         )
         outcome = session.run(control=self.control)
         result = outcome.to_json()
-        about = {"settings": dataclasses.asdict(self.settings), "text": self.calibration.described, **result}
+        about = {
+            "settings": dataclasses.asdict(self.settings),
+            "text": self.calibration.described,
+            "text_digest": statistics.fingerprint.text,
+            **result,
+        }
         with atomic_file(self.out, force=self.force) as aside:
             save_coordinates(
                 aside,

@@ -9,6 +9,18 @@ WIKITEXT2 = "wikitext2"
 """Name of the raw WikiText-2 test split."""
 
 
+def cut_lines(text: str, share: float) -> tuple[str, str]:
+    """The first lines of a text, a given share of them, and the others.
+
+    Example:
+        >>> cut_lines("a\\nb\\nc\\n", 0.7)
+        ('a\\nb\\n', 'c\\n')
+    """
+    lines = text.splitlines(keepends=True)
+    cut = int(share * len(lines))
+    return "".join(lines[:cut]), "".join(lines[cut:])
+
+
 def read_text(source: str) -> str:
     """Text of a UTF-8 file, or the WikiText-2 test split from the hub.
 

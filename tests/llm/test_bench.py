@@ -260,3 +260,18 @@ def test_a_text_of_one_line_cannot_be_split(place, capsys):
     (place / "text.txt").write_text("one line")
     assert run(arguments(place)) == BAD_INPUT
     assert "too few" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("share", "is_warned"), [("0.6", False), ("1", True)])
+def test_learned_files_that_may_have_seen_the_evaluation_text_are_pointed_out(share, is_warned, place, capsys):
+    lines = [f"Coordinate {i} is chosen, not given.\n" for i in range(40)]
+    (place / "text.txt").write_text("".join(lines))
+    file, small = str(place / "t.safetensors"), ("--calibration-windows", "2", "--calibration-window", "64")
+    text = ("--text", str(place / "text.txt"), "--text-share", share)
+    training = ("--objective", "int", "--placements", "residual", "--steps", "1")
+    assert run(["learn", str(place / "model"), file, *small, *text, *training, "--json"]) == 0
+    capsys.readouterr()
+    assert run(arguments(place, "--coordinates", "learned", "--transforms", file, "--widths", "3", "--json")) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["rows"][0]["coordinates"] == "learned (t)"
+    assert ("make sure that it has not seen the text for evaluation" in captured.err) is is_warned
