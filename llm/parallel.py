@@ -2,18 +2,18 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 _Result = TypeVar("_Result")
 
-Track = Callable[[Iterable[str], str], Iterable[str]]
-"""``track(names, label)`` iterates over ``names`` and shows how far the work has come."""
+Track = Callable[[Iterable[Any], str], Iterable[Any]]
+"""``track(steps, label)`` iterates over ``steps`` and shows how far the work has come."""
 
 
-def untracked(names: Iterable[str], label: str) -> Iterable[str]:
+def untracked(steps: Iterable[Any], label: str) -> Iterable[Any]:
     """Shows nothing."""
     del label
-    return names
+    return steps
 
 
 def in_pairs(

@@ -104,6 +104,7 @@ def measure_regimes(
         names: of its matrices.
         track: shows progress.
     """
+    standing_codebook()  # made here, or two threads would make it
     readers = {inputs_of(name): name for name in names}  # one matrix for every space of inputs
 
     def gains(inputs: str) -> dict[str, float]:

@@ -20,6 +20,7 @@ from occ_jax.entropy.tables import (
     from_samples,
     normalize_counts,
     stack,
+    stack_from_counts,
     to_bytes,
 )
 
@@ -55,6 +56,7 @@ __all__ = [
     "normalize_counts",
     "pack",
     "stack",
+    "stack_from_counts",
     "to_bytes",
     "unpack",
     "value_counts",

@@ -149,6 +149,21 @@ def from_counts(
     return FreqTable(jnp.asarray(freq.astype(np.uint32)), jnp.asarray(offset, jnp.int32), precision)
 
 
+def stack_from_counts(
+    counts: Sequence[Integer[np.ndarray, " _"]], offsets: Sequence[int], precision: int = 12
+) -> FreqTable:
+    """:func:`from_counts` of several tables as one :func:`stack`, made on the host.
+
+    Example:
+        >>> stack_from_counts([np.ones(3, int), np.ones(1, int)], [0, 5], precision=4).freq
+        Array([[ 5,  5,  5,  1],
+               [15,  0,  0,  1]], dtype=uint32)
+    """
+    _check_precision(precision)
+    freqs = [normalize_counts(np.append(np.asarray(row, np.int64), 0), 1 << precision) for row in counts]
+    return _stacked(freqs, np.asarray(offsets, np.int32), precision)
+
+
 def from_samples(
     q: Integer[np.ndarray, "..."] | Int[Array, "..."], precision: int = 12, *, max_symbols: int = 256
 ) -> FreqTable:
@@ -199,14 +214,19 @@ def stack(tables: Sequence[FreqTable]) -> FreqTable:
     precisions = {table.precision for table in tables}
     if len(precisions) > 1:
         raise ValueError(f"tables of one stack need one precision, got {sorted(precisions)}")
-    freq = np.zeros((len(tables), max(table.num_symbols for table in tables)), np.uint32)
-    for row, table in zip(freq, tables):
-        # On the host: slicing arrays of JAX would compile once for every width.
-        own = np.asarray(table.freq)
-        row[: own.size - 1] = own[:-1]
-        row[-1] = own[-1]
-    offset = np.array([np.asarray(table.offset) for table in tables], np.int32)
-    return FreqTable(jnp.asarray(freq), jnp.asarray(offset), precisions.pop())
+    offsets = np.array([np.asarray(table.offset) for table in tables], np.int32)
+    return _stacked([np.asarray(table.freq) for table in tables], offsets, precisions.pop())
+
+
+def _stacked(
+    freqs: Sequence[Integer[np.ndarray, " _"]], offsets: Int32[np.ndarray, " tables"], precision: int
+) -> FreqTable:
+    # On the host: slicing arrays of JAX would compile once for every width.
+    wide = np.zeros((len(freqs), max(freq.size for freq in freqs)), np.uint32)
+    for row, freq in zip(wide, freqs, strict=True):
+        row[: freq.size - 1] = freq[:-1]
+        row[-1] = freq[-1]
+    return FreqTable(jnp.asarray(wide), jnp.asarray(offsets), precision)
 
 
 def widen(tables: FreqTable, num_symbols: int) -> FreqTable:

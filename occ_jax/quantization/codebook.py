@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int8, Int32
 
 from occ_jax._pytree import pytree_dataclass, static_field
-from occ_jax.entropy.tables import FreqTable, cost_bits, from_bytes, from_counts, stack, to_bytes
+from occ_jax.entropy.tables import FreqTable, cost_bits, from_bytes, stack_from_counts, to_bytes
 from occ_jax.entropy.varint import ByteReader, write_varints
 from occ_jax.quantization.ungerboeck import check_num_states, num_parities
 
@@ -189,15 +189,15 @@ def gather_statistics(
     return Statistics(counts.astype(np.float64).reshape(shape), sums.reshape(shape))
 
 
-def _trimmed_table(counts: Float[np.ndarray, " symbols"], first: int, precision: int) -> FreqTable:
-    """Table of the range of symbols that pays: an entry takes one unit of frequency from all others."""
+def _trimmed(counts: Float[np.ndarray, " symbols"], first: int, precision: int) -> tuple[np.ndarray, int]:
+    """Whole counts of the range of symbols that pays, and its offset: an entry takes one unit of frequency from all."""
     price = counts.sum() * np.log2(np.e) / 2**precision / (precision + 16)
     worth = np.flatnonzero(counts > price)
     if worth.size == 0:
-        return from_counts(np.zeros(0, np.int64), 0, precision)
+        return np.zeros(0, np.int64), 0
     lo, hi = worth[0], worth[-1] + 1
     whole = np.rint(counts[lo:hi] * (2**30 / counts.sum())).astype(np.int64)
-    return from_counts(whole, int(first + lo), precision)
+    return whole, int(first + lo)
 
 
 def estimate(statistics: Statistics, num_states: int, *, precision: int = 12) -> Codebook:
@@ -207,7 +207,8 @@ def estimate(statistics: Statistics, num_states: int, *, precision: int = 12) ->
     fractions: give unseen symbols a chance by adding a multiple of another codebook's statistics.
     """
     half = statistics.max_symbol
-    tables = stack([_trimmed_table(row, -half, precision) for row in statistics.counts])
+    counts, offsets = zip(*(_trimmed(row, -half, precision) for row in statistics.counts), strict=True)
+    tables = stack_from_counts(counts, offsets, precision)
     near = slice(half - REACH, half + REACH + 1)
     centroid = statistics.residuals[:, near] / np.maximum(statistics.counts[:, near], 1e-9)
     shifts = np.clip(np.rint(centroid * SHIFTS_PER_STEP), -127, 127)
