@@ -95,7 +95,10 @@ def browser():
     if executable is None:
         pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is on the PATH")
     with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
+        try:
+            opened = driver.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
+        except playwright.Error as error:
+            pytest.skip(f"{executable} does not start: {error.message.splitlines()[0]}")
         yield opened
         opened.close()
 
