@@ -20,8 +20,9 @@ from occ_jax.codec.lattice import read_lattice
 from occ_jax.codec.levels import Levels
 from occ_jax.codec.tensor import CodedTensor, require_codebook
 from occ_jax.entropy.rans import decode_lanes
+from occ_jax.entropy.stacks import widen
 from occ_jax.entropy.streams import INITIAL_STATE, Streams
-from occ_jax.entropy.tables import FreqTable, widen
+from occ_jax.entropy.tables import FreqTable
 from occ_jax.quantization.codebook import Codebook
 from occ_jax.quantization.ungerboeck import next_states, num_parities, step_state
 

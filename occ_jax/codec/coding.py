@@ -16,7 +16,8 @@ from occ_jax.codec.errors import FormatError, damaged, too_new
 from occ_jax.codec.levels import Levels
 from occ_jax.codec.spec import DEFAULT_MATRIX_BITS, stored_transform
 from occ_jax.codec.tensor import CodedTensor, matrix_shape, require_codebook, shorten
-from occ_jax.entropy.tables import from_samples, stack
+from occ_jax.entropy.stacks import stack
+from occ_jax.entropy.tables import from_samples
 from occ_jax.quantization import Affine, Quantizer
 from occ_jax.quantization.codebook import REACH, Codebook
 from occ_jax.transforms import Transform

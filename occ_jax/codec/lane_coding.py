@@ -12,8 +12,8 @@ from occ_jax.codec.host import encode_on_host, is_small
 from occ_jax.codec.lanes import Lanes
 from occ_jax.codec.levels import Levels
 from occ_jax.entropy.rans import encode
+from occ_jax.entropy.stacks import widen
 from occ_jax.entropy.streams import Streams, compact, concatenate, pack
-from occ_jax.entropy.tables import widen
 from occ_jax.quantization.codebook import Codebook
 
 ENCODE_SYMBOLS = 1 << 23

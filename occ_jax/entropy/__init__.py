@@ -11,6 +11,7 @@ from occ_jax.entropy.models import (
     GeneralizedGaussian,
 )
 from occ_jax.entropy.rans import decode, decode_adaptive, decode_lanes, encode, ideal_bits
+from occ_jax.entropy.stacks import stack, stack_from_counts
 from occ_jax.entropy.streams import Streams, compact, concatenate, pack, unpack
 from occ_jax.entropy.tables import (
     FreqTable,
@@ -19,8 +20,6 @@ from occ_jax.entropy.tables import (
     from_counts,
     from_samples,
     normalize_counts,
-    stack,
-    stack_from_counts,
     to_bytes,
 )
 

@@ -5,7 +5,6 @@ integers over a power of two and the integers themselves are stored; nothing is 
 """
 
 import heapq
-from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -38,7 +37,7 @@ class FreqTable:
 
     except the last symbol, the **escape**: it announces a value that the table does not hold, written elsewhere.
     Any int32 can therefore be coded with any table. A frequency of zero says that the value is not in the
-    table either. A stack of tables is the same object with leading axes (see :func:`stack`).
+    table either. A stack of tables is the same object with leading axes (see :func:`~occ_jax.entropy.stacks.stack`).
 
     Attributes:
         freq: frequencies, the escape's last and at least 1.
@@ -149,21 +148,6 @@ def from_counts(
     return FreqTable(jnp.asarray(freq.astype(np.uint32)), jnp.asarray(offset, jnp.int32), precision)
 
 
-def stack_from_counts(
-    counts: Sequence[Integer[np.ndarray, " _"]], offsets: Sequence[int], precision: int = 12
-) -> FreqTable:
-    """:func:`from_counts` of several tables as one :func:`stack`, made on the host.
-
-    Example:
-        >>> stack_from_counts([np.ones(3, int), np.ones(1, int)], [0, 5], precision=4).freq
-        Array([[ 5,  5,  5,  1],
-               [15,  0,  0,  1]], dtype=uint32)
-    """
-    _check_precision(precision)
-    freqs = [normalize_counts(np.append(np.asarray(row, np.int64), 0), 1 << precision) for row in counts]
-    return _stacked(freqs, np.asarray(offsets, np.int32), precision)
-
-
 def from_samples(
     q: Integer[np.ndarray, "..."] | Int[Array, "..."], precision: int = 12, *, max_symbols: int = 256
 ) -> FreqTable:
@@ -201,55 +185,6 @@ def from_samples(
     return from_counts(dense, int(values[lo]), precision, escape_count=int(counts.sum() - dense.sum()))
 
 
-def stack(tables: Sequence[FreqTable]) -> FreqTable:
-    """One stack of single tables of equal precision; shorter ones get zero frequencies before their escape.
-
-    Example:
-        >>> stack([from_counts(np.ones(3, int), 0, 4), from_counts(np.ones(1, int), 5, 4)]).freq
-        Array([[ 5,  5,  5,  1],
-               [15,  0,  0,  1]], dtype=uint32)
-    """
-    if not tables:
-        raise ValueError("stack needs at least one table")
-    precisions = {table.precision for table in tables}
-    if len(precisions) > 1:
-        raise ValueError(f"tables of one stack need one precision, got {sorted(precisions)}")
-    offsets = np.array([np.asarray(table.offset) for table in tables], np.int32)
-    return _stacked([np.asarray(table.freq) for table in tables], offsets, precisions.pop())
-
-
-def _stacked(
-    freqs: Sequence[Integer[np.ndarray, " _"]], offsets: Int32[np.ndarray, " tables"], precision: int
-) -> FreqTable:
-    # On the host: slicing arrays of JAX would compile once for every width.
-    wide = np.zeros((len(freqs), max(freq.size for freq in freqs)), np.uint32)
-    for row, freq in zip(wide, freqs, strict=True):
-        row[: freq.size - 1] = freq[:-1]
-        row[-1] = freq[-1]
-    return FreqTable(jnp.asarray(wide), jnp.asarray(offsets), precision)
-
-
-def widen(tables: FreqTable, num_symbols: int) -> FreqTable:
-    """The same code with symbols of zero frequency before the escape, up to ``num_symbols`` in all: one shape for many.
-
-    Example:
-        >>> widen(from_counts(np.ones(1, int), 5, 4), 4).freq
-        Array([15,  0,  0,  1], dtype=uint32)
-    """
-    # On the host: arrays of JAX would compile once for every width.
-    freq = np.asarray(tables.freq)
-    zeros = np.zeros((*freq.shape[:-1], num_symbols - freq.shape[-1]), freq.dtype)
-    wide = np.concatenate([freq[..., :-1], zeros, freq[..., -1:]], axis=-1)
-    return FreqTable(jnp.asarray(wide), tables.offset, tables.precision)
-
-
-def as_stack(tables: FreqTable) -> FreqTable:
-    """The same tables with exactly one leading axis."""
-    if tables.freq.ndim == 2:
-        return tables
-    return FreqTable(tables.freq.reshape(-1, tables.num_symbols), tables.offset.reshape(-1), tables.precision)
-
-
 def cost_bits(table: FreqTable) -> Float[Array, "*tables symbols"]:
     r"""Ideal code length of every symbol, in bits: :math:`\mathrm{precision} - \log_2 \mathrm{freq}_s`.
 
@@ -265,6 +200,13 @@ def cost_bits(table: FreqTable) -> Float[Array, "*tables symbols"]:
     escape = bits[..., -1:] + ESCAPE_BITS
     bits = jnp.where(freq == 0, escape, bits)
     return jnp.concatenate([bits[..., :-1], escape], axis=-1)
+
+
+def as_stack(tables: FreqTable) -> FreqTable:
+    """The same tables with exactly one leading axis."""
+    if tables.freq.ndim == 2:
+        return tables
+    return FreqTable(tables.freq.reshape(-1, tables.num_symbols), tables.offset.reshape(-1), tables.precision)
 
 
 def to_bytes(table: FreqTable) -> bytes:

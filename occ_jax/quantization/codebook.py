@@ -24,7 +24,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int8, Int32
 
 from occ_jax._pytree import pytree_dataclass, static_field
-from occ_jax.entropy.tables import FreqTable, cost_bits, from_bytes, stack_from_counts, to_bytes
+from occ_jax.entropy.stacks import stack_from_counts
+from occ_jax.entropy.tables import FreqTable, cost_bits, from_bytes, to_bytes
 from occ_jax.entropy.varint import ByteReader, write_varints
 from occ_jax.quantization.ungerboeck import check_num_states, num_parities
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from occ_jax.entropy.tables import from_counts, stack
+from occ_jax.entropy import from_counts, stack
 from occ_jax.quantization import feedback
 from occ_jax.quantization.codebook import REACH, Codebook, estimate, reconstruct, search_tables
 from occ_jax.quantization.feedback import quantize_with_feedback

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from occ_jax.entropy.tables import cost_bits, from_counts, stack
+from occ_jax.entropy import cost_bits, from_counts, stack
 from occ_jax.quantization.codebook import (
     MAX_SYMBOL,
     REACH,
