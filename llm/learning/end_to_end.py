@@ -34,15 +34,12 @@ from ..config import ModelConfig
 from ..coordinates import BlockCoordinates, Coordinates, moves
 from ..model import LINEARS, LanguageModel, observe
 from ..roles import linear_name
-from .layerwise import network_points, stacked
+from .layerwise import CHUNK, network_points, stacked
 from .losses import Coded, Integers, Objective, moved_weight, positive
 from .placements import Parameters, shared_and_blocks, with_block
 from .problem import Problem
 from .settings import LearnSettings
 from .train import Learned, OnChunk, train
-
-CHUNK = 4
-"""Steps between two saved states."""
 
 
 @pytree_dataclass

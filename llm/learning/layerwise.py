@@ -24,8 +24,9 @@ from .train import Learned, OnChunk, first_parameters, train
 Points = dict[str, RateDistortion]
 """By kind of matrix: mean bits per weight, and the distortion (of coded matrices its mean, of integers its sum)."""
 
-CHUNK = 10
-"""Steps between two saved states."""
+CHUNK = 1
+"""Steps between two saved states, compiled as one loop. With more than one, XLA:CPU (jaxlib 0.10.2, 2 cores) comes to a
+standstill on matrices of real models, all of its threads waiting; the steps are the same."""
 
 
 class Layerwise:
