@@ -115,11 +115,11 @@ def measure_regimes(
     input_gains = dict(in_pairs(gains, readers, tuple(readers)))
 
     def measure(name: str) -> list[tuple[Regime, np.ndarray]]:
-        w, gains = jnp.asarray(subject.weights[name]), input_gains[inputs_of(name)]
+        w, input_gain = jnp.asarray(subject.weights[name]), input_gains[inputs_of(name)]
         found = []
         for coordinates, transform in subject.transforms(name):
             y = to_coordinates(transform, w)
-            regime = _regime(name, coordinates, w, y, gains[coordinates])
+            regime = _regime(name, coordinates, w, y, input_gain[coordinates])
             found.append((regime, magnitude_counts(np.asarray(y))))
         return found
 

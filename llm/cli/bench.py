@@ -92,6 +92,7 @@ class BenchCommand:
             transforms=self.transforms,
         )
         self._check()
+        learned_on = {file: describe(file).get("text_digest") for file in self.transforms}
         checkpoint = load_checkpoint(self.model)
         calibration, evaluation = self._texts()
         windows = cut_windows(
@@ -103,8 +104,8 @@ class BenchCommand:
         )
         tokens = self._tokens(checkpoint, calibration)
         statistics = self._statistics(checkpoint, tokens, terminal)
-        for file in self.transforms:
-            if describe(file).get("text_digest") != statistics.fingerprint.text:
+        for file, text in learned_on.items():
+            if text != statistics.fingerprint.text:
                 terminal.note(
                     f"{file} was not learned on the windows that this bench calibrates on: make sure that it has not "
                     f"seen the text for evaluation (occ learn --text-share {CALIBRATION_SHARE})"

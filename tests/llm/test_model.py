@@ -1,30 +1,16 @@
 """The forward pass against transformers: recorded logits of every family, live ones where torch is installed."""
 
 import dataclasses
-import importlib.util
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import record_reference_logits as record
 from occ_llm.checkpoints import load_checkpoint
 from occ_llm.config import ModelConfig
 from occ_llm.errors import OccError
 from occ_llm.model import LanguageModel, forward, head, hidden_states, init_params, logits, make_graphdef
-
-ROOT = Path(__file__).parents[2]
-
-
-def load_record():
-    """The script that recorded the golden logits: the same models and the same formula for their weights."""
-    spec = importlib.util.spec_from_file_location("record", ROOT / "scripts" / "record_reference_logits.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-record = load_record()
 
 
 @pytest.fixture(scope="module")
