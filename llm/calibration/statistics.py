@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from occ_jax.transforms import Identity, Transform, along_axis, chain, dual
+from occ_jax.transforms import Identity, Transform, along_axis, chain, dual, forward_rows
 
 from ..config import ModelConfig
 from ..coordinates import Coordinates
@@ -245,15 +245,18 @@ def sandwich(transform: Transform, matrix: Float[np.ndarray, "d d"]) -> Float[np
 _conjugate = jax.jit(conjugate)
 
 
-def moved_diagonal(transform: Transform, moment: Float[Array, "d *columns"]) -> Float[Array, " d"]:
+def moved_diagonal(
+    transform: Transform, moment: Float[Array, "d *columns"], entries: Int[Array, " k"] | None = None
+) -> Float[Array, " n"]:
     r"""Diagonal of :math:`T M T^\top`, of a matrix or of the diagonal of one; differentiable.
 
-    Of a diagonal, ``T`` must be diagonal itself.
+    Of a diagonal, ``T`` must be diagonal itself. With ``entries``, some entries of that diagonal.
     """
     if moment.ndim == 1:
-        return jnp.square(transform.forward(jnp.ones_like(moment))) * moment
-    basis = transform.forward(jnp.eye(moment.shape[0], dtype=moment.dtype))  # its transpose is T
-    return jnp.sum(along_axis(transform, 0).forward(moment) * basis.T, axis=1)
+        moved = jnp.square(transform.forward(jnp.ones_like(moment))) * moment
+        return moved if entries is None else moved[entries]
+    basis = forward_rows(transform, jnp.eye(moment.shape[0], dtype=moment.dtype), entries)
+    return jnp.sum(forward_rows(transform, moment, entries) * basis, axis=1)
 
 
 def _moved(name: str, transform: Transform) -> Callable[[Weights], np.ndarray]:

@@ -34,7 +34,7 @@ from ..config import ModelConfig
 from ..coordinates import BlockCoordinates, Coordinates, moves
 from ..model import LINEARS, LanguageModel, observe
 from ..roles import linear_name
-from .layerwise import CHUNK, network_points, stacked
+from .layerwise import network_points, stacked
 from .losses import Coded, Integers, Objective, moved_weight, positive
 from .placements import Parameters, shared_and_blocks, with_block
 from .problem import Problem
@@ -97,7 +97,7 @@ class EndToEnd:
     ):
         self._model, self._start, self._settings, self.objective = model, start, settings, objective
         self._network = make_network(model, problem, objective)
-        order = np.array(list(visits(len(target.tokens), settings.steps)), np.int32)
+        order = np.array(list(visits(len(target.tokens), settings.num_steps)), np.int32)
         self._windows = Windows(jnp.asarray(target.tokens), jnp.asarray(target.hidden), jnp.asarray(order))
 
     def measure(self, coordinates: Coordinates, *, windows: int = 4) -> float:
@@ -116,7 +116,7 @@ class EndToEnd:
     def train(self, *, key: Key[Array, ""], state: Path | None = None, on_chunk: OnChunk | None = None) -> Learned:
         """Train every placement together; arguments as those of :meth:`~.layerwise.Layerwise.train`."""
         config, start, graphdef = self._model.config, self._start, self._model.graphdef
-        lmbda = 1.0
+        lmbda, row_share = 1.0, self._settings.row_share
         if isinstance(self.objective, Coded):
             # Divergence goes with the square of the step and the rate with its logarithm: what a nat is worth in bits.
             lmbda = 1 / (2 * float(np.log(2)) * self.measure(start))
@@ -131,14 +131,13 @@ class EndToEnd:
                 return RateDistortion(jnp.float32(objective.bits), kl)
             problem, total = network.problem, network.problem.num_weights
             value, _ = network_points(
-                config, objective, problem, partial(with_block, start), residual, blocks, step.key, total=total
-            )
+                config, objective, problem, partial(with_block, start), residual, blocks, step.key,
+                total=total, row_share=row_share,
+            )  # fmt: skip
             return RateDistortion(value, kl)
 
         data = (self.objective, self._network, self._windows)
-        return train(
-            config, start, self._settings, loss, data, lmbda=lmbda, chunk=CHUNK, key=key, state=state, on_chunk=on_chunk
-        )
+        return train(config, start, self._settings, loss, data, lmbda=lmbda, key=key, state=state, on_chunk=on_chunk)
 
 
 def make_network(model: LanguageModel, problem: Problem, objective: Objective) -> Network:
@@ -200,7 +199,9 @@ def divergence(
         kind: (m.weight, m.fisher, network.factors.get(INPUT_OF[kind])) for kind, m in network.problem.blocks.items()
     }
     biases = {linear: network.params["blocks"][linear] for linear in LINEARS}
-    moved = jax.lax.map(jax.checkpoint(moved_block), (blocks, matrices, biases, jnp.arange(config.num_layers)))
+    # Moving a matrix is dear and rounding it is cheap: products are kept for the way back, all else is made again.
+    remade = jax.checkpoint(moved_block, policy=jax.checkpoint_policies.dots_saveable)
+    moved = jax.lax.map(remade, (blocks, matrices, biases, jnp.arange(config.num_layers)))
     # Only the rows of the embedding that occur enter the stream; they are numbered by position.
     params = {
         **network.params,

@@ -24,10 +24,6 @@ from .train import Learned, OnChunk, first_parameters, train
 Points = dict[str, RateDistortion]
 """By kind of matrix: mean bits per weight, and the distortion (of coded matrices its mean, of integers its sum)."""
 
-CHUNK = 1
-"""Steps between two saved states, compiled as one loop. With more than one, XLA:CPU (jaxlib 0.10.2, 2 cores) comes to a
-standstill on matrices of real models, all of its threads waiting; the steps are the same."""
-
 
 class Layerwise:
     """Layer-wise objectives of one network.
@@ -64,6 +60,7 @@ class Layerwise:
             on_chunk: told about the progress.
         """
         config, start, total = self._config, self._start, self._problem.num_weights
+        row_share = self._settings.row_share
         parameters = first_parameters(config, start, self._settings)
         nowhere = Coordinates(Identity(), Identity(), Identity())
         kinds = moving_kinds(config, learned_coordinates(config, nowhere, parameters))
@@ -74,17 +71,16 @@ class Layerwise:
             objective, problem = data
             residual, blocks = shared_and_blocks(config, parameters)
             value, points = network_points(
-                config, objective, problem, partial(with_block, start), residual, blocks, step.key, total=total
-            )
+                config, objective, problem, partial(with_block, start), residual, blocks, step.key,
+                total=total, row_share=row_share,
+            )  # fmt: skip
             found = overall(objective, problem, points, total=total)
             # All of the gradient is in the Lagrangian, whose value the two numbers are.
             bits = jax.lax.stop_gradient(found.bits + rest.bits - value) + value
             return RateDistortion(bits, jax.lax.stop_gradient(found.distortion + rest.distortion))
 
         data, lmbda = (self.objective, moving), self.objective.lmbda
-        return train(
-            config, start, self._settings, loss, data, lmbda=lmbda, chunk=CHUNK, key=key, state=state, on_chunk=on_chunk
-        )
+        return train(config, start, self._settings, loss, data, lmbda=lmbda, key=key, state=state, on_chunk=on_chunk)
 
     def _make_objective(self) -> Objective:
         settings = self._settings
@@ -135,6 +131,7 @@ def network_points(
     key: Key[Array, ""],
     *,
     total: int,
+    row_share: float = 1.0,
 ) -> tuple[Float[Array, ""], Points]:
     """The Lagrangian of a whole problem, and its parts by kind of matrix.
 
@@ -150,6 +147,7 @@ def network_points(
         layers: parameters of blocks, with a leading axis of layers.
         key: source of the noise.
         total: weights over which the mean is taken.
+        row_share: share of the rows of every matrix that is looked at.
 
     Returns:
         Bits per weight plus the weighted distortion over all matrices, and the points.
@@ -165,7 +163,8 @@ def network_points(
 
     def one_block(shared: Any, layer: Any, item: tuple[dict[str, Matrix], Array]) -> tuple[Array, dict]:
         matrices, number = item
-        points = block_points(config, objective, coordinates(shared, layer), matrices, jax.random.fold_in(key, number))
+        place, own_key = coordinates(shared, layer), jax.random.fold_in(key, number)
+        points = block_points(config, objective, place, matrices, own_key, row_share=row_share)
         return lagrangian(points, sizes), points
 
     numbers = jnp.arange(config.num_layers)
@@ -173,7 +172,7 @@ def network_points(
     by_kind = {kind: _summary(objective, point) for kind, point in points.items()}
     if problem.outer:
         first = jax.tree.map(lambda leaf: leaf[0], layers)
-        outer = outer_points(config, objective, coordinates(shared, first), problem.outer, key)
+        outer = outer_points(config, objective, coordinates(shared, first), problem.outer, key, row_share=row_share)
         value = value + lagrangian(outer, {name: matrix.weight.size for name, matrix in problem.outer.items()})
         by_kind |= outer
     return value, by_kind

@@ -16,13 +16,15 @@ Integers with shared scales have a constant rate; their objective is half the we
 nearest makes, the divergence in nats per token to second order.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from occ_jax._pytree import pytree_dataclass, static_field
 from occ_jax.learned import (
@@ -34,6 +36,7 @@ from occ_jax.learned import (
     water_filled,
 )
 from occ_jax.metrics import hessian_weighted_error
+from occ_jax.transforms import AlongAxis, Transform, dual, forward_rows
 
 from ..calibration import conjugate, moved_diagonal, space_of
 from ..calibration.statistics import INPUT_OF, fisher_name, hessian_name
@@ -48,6 +51,34 @@ RateName = Literal["field", "water", "laplace", "generalized_gaussian"]
 
 SCALE_BITS = 16
 """Of the scale of a group of integers; its zero point has as many bits as an index."""
+
+LEAST_ROWS = 128
+"""Of a matrix in a sample: column scales that are fitted to so few are fitted to their noise by 0.006 bit."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Inputs:
+    """What errors along the columns of a moved matrix cost.
+
+    Attributes:
+        hessian: damped second moment of the inputs, in original coordinates; ``None`` where it does not count.
+        space: transform of the inputs.
+    """
+
+    hessian: Float[Array, "d d"] | None
+    space: Transform
+
+    @cached_property
+    def moved(self) -> Float[Array, "d d"]:
+        """The second moment in the coordinates of the matrix."""
+        assert self.hessian is not None
+        return conjugate(self.space, self.hessian)
+
+    def cost(self, error: Float[Array, "k d"], rows: Float[Array, " k"]) -> Float[Array, ""]:
+        """Divergence that an error in the coordinates of the matrix makes: it goes back to where the moment is."""
+        assert self.hessian is not None
+        error = dual(self.space).inverse(error)
+        return hessian_weighted_error(error, jnp.zeros_like(error), self.hessian, row_weights=rows) / 2
 
 
 @pytree_dataclass
@@ -73,15 +104,14 @@ class Coded:
         return WATER_LMBDA if self.rate == "water" else 0.0
 
     def point(
-        self, w: Float[Array, "d_out d_in"], rows: Float[Array, " d_out"], hessian: Array | None, key: Key[Array, ""]
+        self, w: Float[Array, "d_out d_in"], rows: Float[Array, " d_out"], inputs: Inputs, key: Key[Array, ""]
     ) -> RateDistortion:
         """Bits per weight of a matrix, and its distortion in squared steps."""
         t = w * (jnp.sqrt(rows) / self.step)[:, None]
         none = jnp.zeros((), t.dtype)
         if self.rate == "field":
             return RateDistortion(scale_field_bits(t), none)
-        assert hessian is not None
-        t = t / relative_steps(hessian)[None, :]
+        t = t / relative_steps(inputs.moved)[None, :]
         if self.rate == "water":
             return water_filled(t)
         return RateDistortion(code_length(t, key=key, family=self.rate, scales="field"), none)
@@ -113,11 +143,10 @@ class Integers:
         return affine_reconstruction(w, self.bits, group_size=self.group_size)
 
     def point(
-        self, w: Float[Array, "d_out d_in"], rows: Float[Array, " d_out"], hessian: Array | None, key: Key[Array, ""]
+        self, w: Float[Array, "d_out d_in"], rows: Float[Array, " d_out"], inputs: Inputs, key: Key[Array, ""]
     ) -> RateDistortion:
         """Bits per weight of a matrix, and the divergence that its rounding makes."""
-        assert hessian is not None
-        error = hessian_weighted_error(w, self.reconstruct(w), hessian, row_weights=rows) / 2
+        error = inputs.cost(w - self.reconstruct(w), rows)
         groups = math.ceil(w.shape[1] / self.group_size) / w.shape[1]
         return RateDistortion(jnp.float32(self.bits + groups * (SCALE_BITS + self.bits)), error)
 
@@ -141,46 +170,83 @@ def block_points(
     coordinates: Coordinates,
     matrices: Mapping[str, Matrix],
     key: Key[Array, ""],
+    *,
+    row_share: float = 1.0,
 ) -> dict[str, RateDistortion]:
-    """Each matrix of one block in coordinates whose only block is this one: bits per weight and distortion."""
-    moved: dict[str, Array] = {}
+    """Each matrix of one block in coordinates whose only block is this one: bits per weight and distortion.
 
-    def hessian(kind: str, moment: Array) -> Array:
-        tap = INPUT_OF[kind]
-        if tap not in moved:
-            moved[tap] = conjugate(space_of(config, hessian_name(0, tap), coordinates), moment)
-        return moved[tap]
-
+    Args:
+        config: architecture.
+        objective: what to measure.
+        coordinates: with one block.
+        matrices: of the block, by kind.
+        key: source of the noise and of the sample.
+        row_share: share of the rows that is looked at, drawn at random; what is found stands for all of them.
+    """
+    taps = {INPUT_OF[kind]: matrix.hessian for kind, matrix in matrices.items()}
+    inputs = {tap: Inputs(h, space_of(config, hessian_name(0, tap), coordinates)) for tap, h in taps.items()}
     points = {}
     for number, (kind, matrix) in enumerate(matrices.items()):
         name = linear_name(0, kind)
-        rows = moved_diagonal(space_of(config, fisher_name(name), coordinates), matrix.fisher)
-        w = moved_weight(config, name, coordinates, matrix.weight)
+        own_key = jax.random.fold_in(key, number)
+        sample = _sample(len(matrix.weight), row_share, own_key)
+        rows = positive(moved_diagonal(space_of(config, fisher_name(name), coordinates), matrix.fisher, sample))
+        w = moved_weight(config, name, coordinates, matrix.weight, sample)
         if kind == "down":
             w = coordinates.hidden_of(0).forward(w)
-        moment = None if matrix.hessian is None else hessian(kind, matrix.hessian)
-        points[kind] = objective.point(w, positive(rows), moment, jax.random.fold_in(key, number))
+        point = objective.point(w, rows, inputs[INPUT_OF[kind]], own_key)
+        points[kind] = _of_all(objective, point, len(matrix.weight) / len(w))
     return points
 
 
 def outer_points(
-    config: ModelConfig, objective: Objective, coordinates: Coordinates, matrices: Mapping[str, Matrix], key: Array
+    config: ModelConfig,
+    objective: Objective,
+    coordinates: Coordinates,
+    matrices: Mapping[str, Matrix],
+    key: Key[Array, ""],
+    *,
+    row_share: float = 1.0,
 ) -> dict[str, RateDistortion]:
-    """The embedding and a head of its own in the basis of the residual stream."""
+    """The embedding and a head of its own in the basis of the residual stream; arguments as :func:`block_points`."""
     points = {}
     for number, (name, matrix) in enumerate(matrices.items()):
-        w = moved_weight(config, name, coordinates, matrix.weight)
-        moment = None if matrix.hessian is None else conjugate(coordinates.residual, matrix.hessian)
-        points[name] = objective.point(w, matrix.fisher, moment, jax.random.fold_in(key, number))
+        own_key = jax.random.fold_in(key, number)
+        sample = _sample(len(matrix.weight), row_share, own_key)
+        w = moved_weight(config, name, coordinates, matrix.weight, sample)
+        rows = matrix.fisher if sample is None else matrix.fisher[sample]
+        point = objective.point(w, rows, Inputs(matrix.hessian, coordinates.residual), own_key)
+        points[name] = _of_all(objective, point, len(matrix.weight) / len(w))
     return points
 
 
-def moved_weight(config: ModelConfig, name: str, coordinates: Coordinates, w: Array) -> Array:
-    """A matrix in new coordinates; differentiable."""
+def moved_weight(
+    config: ModelConfig, name: str, coordinates: Coordinates, w: Array, sample: Int[Array, " k"] | None = None
+) -> Array:
+    """A matrix, or some of its rows, in new coordinates; differentiable.
+
+    Args:
+        config: architecture.
+        name: of the matrix.
+        coordinates: the new ones.
+        w: ``d_out x d_in``.
+        sample: which of the moved rows to make; all by default.
+    """
     columns, rows = moves(config, name, coordinates)
-    return rows.forward(columns.forward(w))
+    return columns.forward(forward_rows(rows.transform if isinstance(rows, AlongAxis) else rows, w, sample))
 
 
 def positive(fisher: Float[Array, " n"]) -> Float[Array, " n"]:
     """As :func:`~occ_llm.compression.sensitivity.sensitivity_of` keeps them."""
     return jnp.maximum(fisher, 1e-3 * fisher.mean())
+
+
+def _sample(num_rows: int, share: float, key: Key[Array, ""]) -> Int[Array, " k"] | None:
+    """Numbers of rows that stand for all of them; ``None`` where it is all of them."""
+    size = min(num_rows, max(LEAST_ROWS, math.ceil(share * num_rows)))
+    return None if size == num_rows else jax.random.choice(key, num_rows, (size,), replace=False)
+
+
+def _of_all(objective: Objective, point: RateDistortion, scale: float) -> RateDistortion:
+    """What a sample says about all rows: means stay, and sums grow with their number."""
+    return RateDistortion(point.bits, scale * point.distortion) if isinstance(objective, Integers) else point

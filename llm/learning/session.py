@@ -188,7 +188,7 @@ class Session:
     def _trained(self, train: Callable[..., Learned], label: str) -> Learned:
         state = cache_directory() / "unfinished" / f"learn-{self._digest(label)}.safetensors"
         state.parent.mkdir(parents=True, exist_ok=True)
-        with self._progress(label, self._settings.steps) as advance:
+        with self._progress(label, self._settings.num_steps) as advance:
             shown = 0
 
             def on_chunk(done: int, log: FitLog) -> None:

@@ -31,19 +31,21 @@ class LearnSettings:
     """Where to learn; by default all places that cost nothing in the file."""
     init: InitName = "identity"
     """Coordinates in which training begins."""
-    steps: int = 300
-    """Steps of Adam."""
+    steps: int | None = None
+    """Steps of Adam; 200 layer by layer, 100 end to end, where each takes longer."""
     learning_rate: float = 0.003
     """At the beginning; falls to zero along a cosine."""
     window: int = 512
     """Tokens of a step, with the divergence."""
+    row_share: float = 0.25
+    """Share of the rows of every matrix that a step looks at layer by layer, drawn anew for each; at least 128."""
     damping: float = 0.01
     """Share of the mean diagonal that is added to every second moment."""
     seed: int = 0
     """Seed of random coordinates, of noise, and of the labels that calibration draws."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
+        if self.steps is not None and self.steps < 1:
             raise OccError(f"--steps {self.steps} learns nothing: choose 1 or more")
         if not 0 < self.learning_rate < float("inf"):
             raise OccError(f"--learning-rate {self.learning_rate} is out of range: choose a positive number")
@@ -58,8 +60,15 @@ class LearnSettings:
                 f"--placements {wrong[0]}: under an entropy coder a factor for a row or column moves weights and steps "
                 "alike and changes nothing; leave it out, or learn for integers with --objective int or kl"
             )
+        if not 0 < self.row_share <= 1:
+            raise OccError(f"--row-share {self.row_share} is out of range: choose a number above 0, up to 1")
         if not 0 < self.damping <= 1:
             raise OccError(f"--damping {self.damping} is out of range: choose a number above 0, up to 1")
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of Adam."""
+        return (100 if self.end_to_end else 200) if self.steps is None else self.steps
 
     @property
     def is_integer(self) -> bool:

@@ -41,6 +41,11 @@ class Learned:
     seconds_per_step: float | None
 
 
+CHUNK = 1
+"""Steps between two saved states, compiled as one loop. With more than one, XLA:CPU (jaxlib 0.10.2, 2 cores) comes to a
+standstill on matrices of real models, all of its threads waiting; the steps are the same."""
+
+
 def first_parameters(config: ModelConfig, start: Coordinates, settings: LearnSettings) -> Parameters:
     """What a training begins with."""
     placements = settings.placements or default_placements(config, scalings=settings.is_integer)
@@ -55,7 +60,6 @@ def train(
     data: Any,
     *,
     lmbda: float,
-    chunk: int,
     key: Key[Array, ""],
     state: Path | None = None,
     on_chunk: OnChunk | None = None,
@@ -69,12 +73,11 @@ def train(
         loss: of the parameters.
         data: what the loss reads.
         lmbda: weight of the distortion.
-        chunk: steps between two saved states.
         key: of the noise.
         state: where to keep an unfinished training.
         on_chunk: told about the progress.
     """
-    schedule = optax.cosine_decay_schedule(settings.learning_rate, settings.steps)
+    schedule = optax.cosine_decay_schedule(settings.learning_rate, settings.num_steps)
     visits = [(0, time.perf_counter())]
 
     def visited(done: int, log: FitLog) -> None:
@@ -86,11 +89,11 @@ def train(
         first_parameters(config, start, settings),
         loss,
         key=key,
-        steps=settings.steps,
+        steps=settings.num_steps,
         data=data,
         optimizer=optax.adam(schedule),
         lmbda=lmbda,
-        chunk=min(chunk, max(1, settings.steps // 2)),
+        chunk=CHUNK,
         state_path=state,
         on_chunk=visited,
     )

@@ -20,7 +20,7 @@ from .hadamard import Hadamard, hadamard, hartley_matrix, random_hadamard, sylve
 from .klt import KLT, klt
 from .kronecker import Kronecker, kronecker, kronecker_apply
 from .planes import PlaneRotation
-from .rotation import Rotation, apply_matrix, random_rotation
+from .rotation import Rotation, apply_matrix, forward_rows, random_rotation
 from .scaling import Scaling
 from .stacked import BlockDiagonal, block_diagonal
 
@@ -48,6 +48,7 @@ __all__ = [
     "butterfly",
     "chain",
     "dual",
+    "forward_rows",
     "hadamard",
     "hartley_matrix",
     "identity",

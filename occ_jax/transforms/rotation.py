@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from .._pytree import pytree_dataclass
-from .base import Transform
+from .base import Transform, along_axis
 
 
 @pytree_dataclass
@@ -66,6 +66,29 @@ def apply_matrix(matrix: Float[Array, "m n"], x: Float[Array, "*batch length"]) 
     dtype = np.promote_types(np.promote_types(matrix.dtype, x.dtype), jnp.float32)
     y = jnp.matmul(x.astype(dtype), matrix.T.astype(dtype), precision="highest")
     return y.astype(x.dtype)
+
+
+def forward_rows(
+    transform: Transform, x: Float[Array, "n *batch"], rows: Int[Array, " k"] | None = None
+) -> Float[Array, "m *batch"]:
+    """Some rows of ``T x``, for a transform along the first axis: of a dense rotation, at their share of the cost.
+
+    Args:
+        transform: ``T``, of vectors of length ``n``.
+        x: what is transformed.
+        rows: which of them, ``m = k``; all by default, ``m = n``.
+
+    Example:
+        >>> r = random_rotation(8, key=jax.random.key(0))
+        >>> some = forward_rows(r, jnp.eye(8), jnp.asarray([5, 2]))
+        >>> bool(jnp.allclose(some, r.matrix[jnp.asarray([5, 2])], atol=1e-6))
+        True
+    """
+    if rows is None:
+        return along_axis(transform, 0).forward(x)
+    if isinstance(transform, Rotation):
+        return jnp.matmul(transform.matrix[rows], x, precision="highest")
+    return along_axis(transform, 0).forward(x)[rows]
 
 
 def random_rotation(n: int, *, key: Key[Array, ""], dtype: DTypeLike = jnp.float32) -> Rotation:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from occ_jax.transforms import Rotation, apply_matrix, random_rotation
+from occ_jax.transforms import DCT, Identity, Rotation, apply_matrix, forward_rows, random_rotation
 
 
 def test_rotation_is_the_matrix_product():
@@ -79,3 +79,13 @@ def test_bad_matrices_and_vectors():
         Rotation(jnp.eye(3)).forward(jnp.ones(4))
     with pytest.raises(ValueError, match="n=0"):
         random_rotation(0, key=jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    "transform", [random_rotation(8, key=jax.random.key(0)), DCT(), Identity()], ids=["dense", "dct", "identity"]
+)
+def test_some_rows_of_a_product_are_rows_of_the_product(transform):
+    x = jax.random.normal(jax.random.key(1), (8, 5))
+    whole = transform.forward(x.T).T
+    np.testing.assert_allclose(forward_rows(transform, x), whole, atol=1e-6)
+    np.testing.assert_allclose(forward_rows(transform, x, jnp.asarray([6, 1])), whole[jnp.asarray([6, 1])], atol=1e-6)

@@ -1,18 +1,22 @@
 """Layer-wise objectives against the compressor's own plans, closed forms and plain arithmetic."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from occ_llm.calibration import rotate_statistics
+from occ_llm.calibration import moved_diagonal, rotate_statistics, space_of
+from occ_llm.calibration.statistics import fisher_name
 from occ_llm.compression.network import prepare_network
 from occ_llm.compression.plan import plan_matrix
 from occ_llm.compression.sensitivity import sensitivity_of
 from occ_llm.compression.settings import Settings
 from occ_llm.coordinates import choose_coordinates, rotate
 from occ_llm.errors import OccError
-from occ_llm.learning.layerwise import Layerwise, network_points, sum_over_layers
-from occ_llm.learning.losses import Coded, Integers, relative_steps
+from occ_llm.learning import losses
+from occ_llm.learning.layerwise import Layerwise, network_points, overall, stacked, sum_over_layers
+from occ_llm.learning.losses import Coded, Integers, moved_weight, relative_steps
 from occ_llm.learning.placements import shared_and_blocks, with_block
 from occ_llm.learning.problem import Problem, control_weights
 from occ_llm.learning.settings import LearnSettings
@@ -155,6 +159,46 @@ def test_the_gradient_of_the_network_is_that_of_its_value(toy, toy_problem, draw
     assert float(inner) == pytest.approx(float(ends[1] - ends[0]) / 0.06, rel=0.05)
 
 
+@pytest.mark.parametrize("place", ["identity", "hadamard", "learned"])
+def test_some_rows_of_a_moved_matrix_are_rows_of_the_moved_matrix(place, toy, toy_problem, drawn_coordinates):
+    coordinates = (
+        drawn_coordinates(toy.config) if place == "learned" else choose_coordinates(place, toy.config, key=KEY)
+    )
+    sample = jnp.asarray([5, 0, 11])
+    for kind, matrix in toy_problem.blocks.items():
+        name = linear_name(0, kind)
+        w = matrix.weight[0]
+        some, whole = (moved_weight(toy.config, name, coordinates, w, rows) for rows in (sample, None))
+        np.testing.assert_allclose(some, whole[sample], atol=1e-5)
+        space = space_of(toy.config, fisher_name(name), coordinates)
+        some, whole = (moved_diagonal(space, matrix.fisher[0], rows) for rows in (sample, None))
+        np.testing.assert_allclose(some, whole[sample], rtol=1e-4)
+
+
+@pytest.mark.parametrize("objective", [Integers(3, 16), Coded(jnp.float32(1e-4), "water")], ids=["int", "water"])
+def test_a_sample_of_rows_stands_for_all_of_them(objective, toy, toy_problem, drawn_coordinates, monkeypatch):
+    monkeypatch.setattr(losses, "LEAST_ROWS", 1)
+    config, coordinates = toy.config, drawn_coordinates(toy.config, ("residual", "values", "keys"))
+    shared, stack = stacked(config, coordinates)
+
+    @partial(jax.jit, static_argnums=1)
+    def point(key, row_share):
+        _, points = network_points(
+            config, objective, toy_problem, partial(with_block, shared), None, stack, key,
+            total=toy_problem.num_weights, row_share=row_share,
+        )  # fmt: skip
+        return overall(objective, toy_problem, points, total=toy_problem.num_weights)
+
+    whole = point(KEY, 1.0)
+    samples = jax.vmap(lambda key: point(key, 0.5))(jax.random.split(KEY, 200))
+    if isinstance(objective, Integers):
+        mean, error = samples.distortion.mean(), samples.distortion.std() / np.sqrt(200)
+        assert error < 0.02 * whole.distortion
+        assert abs(mean - whole.distortion) < 4 * error
+    # Column scales follow the fewer rows a little.
+    assert float(samples.bits.mean()) == pytest.approx(float(whole.bits), abs=0.03)
+
+
 def test_the_control_has_the_rate_of_the_network(toy, toy_folded):
     names = [name for name in toy_folded if is_linear(name)]
     noise = control_weights(toy_folded, names, key=KEY)
@@ -176,6 +220,7 @@ def test_the_control_has_the_rate_of_the_network(toy, toy_folded):
         ({"objective": "kl", "rate": "water"}, "--rate water"),
         ({"placements": ("residual", "unit-scales")}, "--placements unit-scales"),
         ({"damping": 0.0}, "--damping"),
+        ({"row_share": 0.0}, "--row-share 0.0"),
     ],
 )
 def test_settings_without_a_meaning_are_refused(fields, cause):

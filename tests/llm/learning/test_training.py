@@ -11,7 +11,7 @@ from occ_llm.checkpoints import Checkpoint
 from occ_llm.compression.finishing import predict
 from occ_llm.coordinates import Coordinates, choose_coordinates, rotate
 from occ_llm.evaluation import Reference, Windows, evaluate
-from occ_llm.learning import LearnSettings, Session
+from occ_llm.learning import LearnSettings, Session, losses
 from occ_llm.learning.end_to_end import EndToEnd
 from occ_llm.learning.losses import Coded, Integers
 from occ_llm.learning.problem import Problem
@@ -61,7 +61,7 @@ def turned(toy) -> Checkpoint:
 
 def test_what_a_rotation_has_hidden_is_found(turned, session):
     placements = ("residual", "values", "keys")
-    outcome = session(turned, placements=placements, steps=100).run(control=True)
+    outcome = session(turned, placements=placements, steps=100, row_share=1.0).run(control=True)
     bits = {name: measured["bits"] for name, measured in outcome.measured.items()}
     log = outcome.learned.log
     assert bits["original"] == bits["start"] == pytest.approx(float(log.bits[0]), abs=1e-4)
@@ -76,6 +76,12 @@ def test_what_a_rotation_has_hidden_is_found(turned, session):
     assert outcome.control.gain["bits"] < 0.5 * gain, "the turned channels are no structure of the noise"
     assert outcome.pass_seconds is not None
     assert outcome.pass_seconds > 0
+
+
+def test_a_quarter_of_the_rows_finds_it_too(turned, session, monkeypatch):
+    monkeypatch.setattr(losses, "LEAST_ROWS", 8)
+    outcome = session(turned, placements=("residual",), steps=100, row_share=0.25).run()
+    assert outcome.measured["learned"]["bits"] < outcome.measured["original"]["bits"] - 0.1
 
 
 def test_an_interrupted_training_ends_as_if_it_had_not_been(session, tmp_path):
