@@ -1,6 +1,6 @@
 """Two things at a time: while the devices compute one, the host prepares or codes the other."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -17,7 +17,11 @@ def untracked(steps: Iterable[Any], label: str) -> Iterable[Any]:
 
 
 def in_pairs(
-    work: Callable[[str], _Result], shown: Iterable[str], names: Sequence[str]
+    work: Callable[[str], _Result],
+    shown: Iterable[str],
+    names: Sequence[str],
+    *,
+    shape: Callable[[str], Hashable] | None = None,
 ) -> Iterator[tuple[str, _Result]]:
     """Results of ``work`` in the order of ``names``, two of them under way at any time.
 
@@ -25,15 +29,19 @@ def in_pairs(
         work: a function of a name; called from two threads.
         shown: the names again, wrapped to show how far the work has come.
         names: what to work on.
+        shape: what functions are compiled for. The first name of every shape is begun before all others, or two
+            threads would compile one function for two neighbours.
 
     Example:
         >>> list(in_pairs(str.upper, ["a", "b", "c"], ["a", "b", "c"]))
         [('a', 'A'), ('b', 'B'), ('c', 'C')]
     """
+    firsts = set() if shape is None else set(dict(zip(map(shape, reversed(names)), reversed(names))).values())
     with ThreadPoolExecutor(2) as pool:
-        results = pool.map(work, names)
+        begun = {name: pool.submit(work, name) for name in sorted(names, key=lambda name: name not in firsts)}
         try:
-            yield from zip(shown, results, strict=True)
+            for step, name in zip(shown, names, strict=True):
+                yield step, begun.pop(name).result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

@@ -13,8 +13,10 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import LogFormatter, MaxNLocator
+from matplotlib.ticker import LogFormatter, LogFormatterSciNotation, MaxNLocator
 
 from ..figures import COLOURS, MARKERS, STYLE
 
@@ -23,6 +25,7 @@ WIDTH, HEIGHT = 4.3, 3.4
 
 _STYLE: dict[Any, Any] = {
     **STYLE,
+    "figure.constrained_layout.use": False,
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "savefig.facecolor": "none",
@@ -81,7 +84,7 @@ class Sheet:
             height: in inches.
         """
         with matplotlib.rc_context(_STYLE):
-            canvas = Canvas(figsize=(WIDTH, height), layout="constrained")
+            canvas = Canvas(figsize=(WIDTH, height))
             axes = canvas.add_subplot()
             axes.set_title(title)
             axes.set_xlabel(x)
@@ -89,13 +92,51 @@ class Sheet:
             yield axes
             if axes.get_xlabel() == "layer" and axes.get_xscale() == "linear" and not axes.collections:
                 axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            handles, labels = axes.get_legend_handles_labels()
-            if labels:
-                canvas.legend(handles, labels, loc="outside lower center", ncols=3, columnspacing=1.2)
+            for axis in (axes.xaxis, axes.yaxis):
+                if isinstance(axis.get_major_formatter(), LogFormatterSciNotation):
+                    axis.set_major_formatter(PowersOfTen())
+                    axis.set_minor_formatter(PowersOfTen(labelOnlyBase=False))
+            _lay_out(canvas, axes)
             text = io.StringIO()
-            canvas.savefig(text, format="svg", metadata={"Date": None})
+            FigureCanvasSVG(canvas).print_svg(text, metadata={"Date": None})
         label = f"{title}: {y} against {x}" if x and y else title
         self.panels.append(themed(text.getvalue(), f"{self._prefix}-{len(self.panels)}", label))
+
+
+class PowersOfTen(LogFormatterSciNotation):
+    """Labels of a logarithmic axis as text with raised digits, which no parser of formulas has to read.
+
+    Example:
+        >>> formatter = PowersOfTen()
+        >>> formatter.create_dummy_axis()
+        >>> formatter(1e-3), formatter(1.0)
+        ('10⁻³', '10⁰')
+    """
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        """The label of a place on the axis; empty where there is none."""
+        power = re.fullmatch(r"\$\\mathdefault\{(.*?)(?:\\times)?10\^\{(.*)\}\}\$", label := super().__call__(x, pos))
+        if power is None:
+            return label
+        factor, exponent = power.groups()
+        return (f"{factor}×" if factor else "") + "10" + exponent.translate(_RAISED)
+
+
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def _lay_out(canvas: Canvas, axes: Axes) -> None:
+    """Make room for labels and a legend, in one pass and with the renderer that measures letters fastest."""
+    renderer = FigureCanvasAgg(canvas).get_renderer()
+    canvas.tight_layout(pad=0.5)
+    handles, labels = axes.get_legend_handles_labels()
+    for columns in (3, 2, 1) if labels else ():
+        legend = canvas.legend(handles, labels, loc="lower center", ncols=columns, columnspacing=1.2)
+        box = legend.get_window_extent(renderer)
+        if box.width <= canvas.bbox.width or columns == 1:
+            canvas.subplots_adjust(bottom=canvas.subplotpars.bottom + box.y1 / canvas.bbox.height)
+            return
+        legend.remove()
 
 
 def plain_log_scale(axis: Axis) -> None:

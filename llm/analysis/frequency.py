@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Float, Integer
 from scipy import stats
 
 from occ_jax.transforms import DCT, Transform, random_hadamard
@@ -21,7 +21,7 @@ from occ_jax.transforms import DCT, Transform, random_hadamard
 from ..parallel import Track, in_pairs, untracked
 from ..roles import LINEAR_KINDS, kind_of, layer_of
 from .regimes import channel_gain_bits
-from .subject import Subject
+from .subject import Subject, to_coordinates
 
 PERMUTATIONS = 7
 """Random orders of the channels of each matrix."""
@@ -97,7 +97,11 @@ def measure_order(subject: Subject, names: Sequence[str], *, track: Track = untr
         along = zip(AXES, (w, w.T), strict=True)
         return [o for axis, m in along for o in _orders(m, rng, matrix=name, layer=layer, kind=kind, axis=axis)]
 
-    found = [o for _, orders in in_pairs(measure, track(names, "order of channels"), names) for o in orders]
+    found = [
+        o
+        for _, orders in in_pairs(measure, track(names, "order of channels"), names, shape=subject.shape)
+        for o in orders
+    ]
     rng = np.random.default_rng(0)
     control = autoregressive_rows(rng)
     return found + _orders(control, rng, matrix=CONTROL, layer=-1, kind=CONTROL, axis=AXES[0])
@@ -106,22 +110,21 @@ def measure_order(subject: Subject, names: Sequence[str], *, track: Track = untr
 def _orders(m: np.ndarray, rng: np.random.Generator, **place) -> list[Order]:
     n = m.shape[1]
     transforms: dict[str, Transform] = {"dct": DCT(), "hadamard": random_hadamard(n, key=jax.random.key(n))}
-    w, orders = jnp.asarray(m), [rng.permutation(n) for _ in range(PERMUTATIONS)]
+    orders = [rng.permutation(n) for _ in range(PERMUTATIONS)]
     return [
         Order(
             transform=name,
-            ordered_bits=float(gain_bits(transforms[name], w, np.arange(n))),
-            permuted_bits=tuple(float(gain_bits(transforms[name], w, order)) for order in orders),
+            ordered_bits=gain_bits(transforms[name], m, np.arange(n)),
+            permuted_bits=tuple(gain_bits(transforms[name], m, order) for order in orders),
             **place,
         )
         for name in TRANSFORMS
     ]
 
 
-@jax.jit
-def gain_bits(transform: Transform, w: Float[Array, "rows n"], order: Integer[Array, " n"]) -> Float[Array, ""]:
+def gain_bits(transform: Transform, w: Float[np.ndarray, "rows n"], order: Integer[np.ndarray, " n"]) -> float:
     """Coding gain of the energies of the coefficients along the last axis in some order, in bits per coefficient."""
-    return channel_gain_bits(transform.forward(w[:, order]))
+    return float(channel_gain_bits(to_coordinates(transform, jnp.asarray(w[:, order]))))
 
 
 def autoregressive_rows(rng: np.random.Generator) -> Float[np.ndarray, "rows n"]:

@@ -110,7 +110,9 @@ def measure_outliers(subject: Subject, names: Sequence[str], *, track: Track = u
             found.append(_outliers(name, coordinates, y, s, threshold, expected))
         return found
 
-    return [one for _, found in in_pairs(measure, track(names, "outliers"), names) for one in found]
+    return [
+        one for _, found in in_pairs(measure, track(names, "outliers"), names, shape=subject.shape) for one in found
+    ]
 
 
 def _outliers(

@@ -125,7 +125,7 @@ def measure_regimes(
 
     regimes: list[Regime] = []
     totals: dict[tuple[str, str], np.ndarray] = {}
-    for _, found in in_pairs(measure, track(names, "regimes"), names):
+    for _, found in in_pairs(measure, track(names, "regimes"), names, shape=subject.shape):
         for regime, counts in found:
             regimes.append(regime)
             place = regime.kind, regime.coordinates

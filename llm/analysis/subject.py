@@ -8,7 +8,7 @@ moment :math:`T H T^\top` and the operator stays what it was.
 import dataclasses
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ from occ_jax.transforms import DCT, KLT, Identity, Transform, blockwise, klt, ra
 
 from ..calibration import Statistics
 from ..calibration.statistics import INPUT_OF, hessian_name
+from ..checkpoints import tensor_shapes
 from ..compression.sensitivity import Sensitivity, sensitivity_of
 from ..config import ModelConfig
 from ..errors import OccError
@@ -83,6 +84,11 @@ class Subject:
     def matrices(self) -> tuple[str, ...]:
         """Names of the linear layers' matrices, in the order of the network."""
         return tuple(linear_name(layer, kind) for layer in self.layers for kind in LINEAR_KINDS)
+
+    @cached_property
+    def shape(self) -> Callable[[str], tuple[int, ...]]:
+        """Shape of a matrix, by its name."""
+        return tensor_shapes(self.config).__getitem__
 
     @cached_property
     def systems(self) -> tuple[str, ...]:
