@@ -10,6 +10,7 @@ equal distortion.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 
 import jax
@@ -38,6 +39,9 @@ STEP_RMS = 0.5
 DAMPING = 0.01
 """Share of the mean diagonal that is added to a second moment before its coding gain is taken, as in a compression."""
 
+TOP = 0.01
+"""Share of the coefficients that counts as the largest."""
+
 HISTOGRAM_REACH, HISTOGRAM_WIDTH = 16.0, 0.25
 """Largest magnitude that has a bin of its own, and width of the bins, in root mean squares."""
 
@@ -52,6 +56,7 @@ class Regime:
         kurtosis: 3 for a Gaussian.
         linf_rms: largest magnitude over root mean square.
         effective_dimension: participation ratio of the energies of the columns, over their number.
+        top_energy: share of the energy in the largest hundredth of the coefficients; 0.085 for a Gaussian.
         entropy_bits: per weight, one table for the whole matrix.
         rate_bits: per weight, coded bytes with the levels of rows and columns, at equal distortion.
         coding_gain_bits: of the energies of the columns.
@@ -67,6 +72,7 @@ class Regime:
     kurtosis: float
     linf_rms: float
     effective_dimension: float
+    top_energy: float
     entropy_bits: float
     rate_bits: float
     coding_gain_bits: float
@@ -150,6 +156,7 @@ def _regime(name: str, coordinates: str, w: Array, y: Array, input_gain: float) 
         kurtosis=float(shape["kurtosis"]),
         linf_rms=float(shape["linf_rms"]),
         effective_dimension=float(shape["dimension"]) / y.shape[1],
+        top_energy=top_energy(coefficients),
         entropy_bits=empirical_entropy_bits(q),
         rate_bits=rate_at_equal_distortion(coefficients, q, step),
         coding_gain_bits=float(shape["gain"]),
@@ -169,6 +176,18 @@ def _shape_measures(w: Float[Array, "d_out d_in"], y: Float[Array, "d_out d_in"]
         "departure": jnp.abs(l2_norm(y) / l2_norm(w) - 1),
         "rms": jnp.sqrt(energies.mean()),
     }
+
+
+def top_energy(y: Float[np.ndarray, "..."]) -> float:
+    """Share of the energy in the largest hundredth of some coefficients.
+
+    Example:
+        >>> round(top_energy(np.arange(200.0)), 3)
+        0.03
+    """
+    energies = np.square(y).ravel()
+    rest = energies.size - math.ceil(TOP * energies.size)
+    return float(np.partition(energies, rest)[rest:].sum(dtype=np.float64) / energies.sum(dtype=np.float64))
 
 
 @jax.jit

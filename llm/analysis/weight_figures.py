@@ -17,6 +17,7 @@ MEASURES: Mapping[str, tuple[str, str]] = {
     "kurtosis": ("kurtosis", "kurtosis (3: Gaussian)"),
     "linf_rms": ("largest weight", "largest magnitude (RMS)"),
     "effective_dimension": ("effective dimension", "share of the columns"),
+    "top_energy": ("energy of the largest 1 %", "share of the energy"),
     "entropy_bits": ("entropy, one table", "bits per weight"),
     "rate_bits": ("coded bytes, equal distortion", "bits per weight"),
     "coding_gain_bits": ("coding gain of the columns", "bits per weight"),

@@ -11,7 +11,9 @@ from occ_llm.analysis.regimes import (
     magnitude_counts,
     measure_regimes,
     rate_at_equal_distortion,
+    top_energy,
 )
+from scipy import stats
 
 from occ_jax.metrics import UNIFORM_LOSS_BITS, ar1_coding_gain
 from occ_jax.transforms import Identity, klt
@@ -33,6 +35,15 @@ def test_the_coder_reaches_the_rate_of_a_uniform_quantizer_on_a_gaussian(gaussia
     """R(D) of a unit Gaussian at step^2 / 12, and the loss of the interval: levels and lanes cost little."""
     limit = 0.5 * np.log2(12 / STEP_RMS**2)
     assert limit + UNIFORM_LOSS_BITS - 0.02 < coded_rate(gaussian) < limit + UNIFORM_LOSS_BITS + 0.1
+
+
+def test_the_largest_coefficients_of_a_gaussian_hold_what_its_tail_holds(gaussian):
+    tail = stats.norm.isf(0.005)
+    expected = 2 * (tail * stats.norm.pdf(tail) + stats.norm.sf(tail))
+    assert top_energy(gaussian) == pytest.approx(expected, rel=0.02)
+    spike = np.zeros((10, 20), np.float32)
+    spike[3, 4] = 2
+    assert top_energy(spike) == 1.0
 
 
 def test_unequal_scales_are_worth_their_coding_gain(gaussian):
