@@ -85,7 +85,7 @@ class Layerwise:
     def _make_objective(self) -> Objective:
         settings = self._settings
         if settings.is_integer:
-            return Integers(settings.width, settings.group_size)
+            return Integers(settings.width, settings.group_size, settings.feedback)
 
         def measure(objective: Coded) -> float:
             return float(self._points(objective, self._problem, self._start)[0].bits)

@@ -12,8 +12,14 @@ depend on a rotation, :math:`H` drops out of it. At lower rates (``water`` and t
 count, and with them :math:`H`. A factor for each row or column changes nothing here: it moves the weights and their
 steps alike.
 
-Integers with shared scales have a constant rate; their objective is half the weighted error that rounding to the
-nearest makes, the divergence in nats per token to second order.
+Integers with shared scales have a constant rate; their objective is half the weighted error, the divergence in nats per
+token to second order. Rounded to the nearest, it is that of the rounding itself. With feedback an error :math:`d_{ij}`
+in column :math:`j` costs :math:`g_i d_{ij}^2 / U_{jj}^2` after all later columns have made up for it, and is uniform
+within the step :math:`s_{ij}` of its group:
+
+.. math::
+
+    D = \tfrac12 \sum_{ij} g_i \frac{s_{ij}^2}{12\, U_{jj}^2} .
 """
 
 import dataclasses
@@ -32,10 +38,12 @@ from occ_jax.learned import (
     RateDistortion,
     affine_reconstruction,
     code_length,
+    column_costs,
     scale_field_bits,
     water_filled,
 )
 from occ_jax.metrics import hessian_weighted_error
+from occ_jax.quantization.affine import group_ranges
 from occ_jax.transforms import AlongAxis, Transform, dual, forward_rows
 
 from ..calibration import conjugate, moved_diagonal, space_of
@@ -55,6 +63,9 @@ SCALE_BITS = 16
 LEAST_ROWS = 128
 """Of a matrix in a sample: column scales that are fitted to so few are fitted to their noise by 0.006 bit."""
 
+GRADIENT_SHARE = 0.25
+"""Part of the columns from which the gradient in a second moment is taken."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Inputs:
@@ -63,16 +74,18 @@ class Inputs:
     Attributes:
         hessian: damped second moment of the inputs, in original coordinates; ``None`` where it does not count.
         space: transform of the inputs.
+        key: of the columns whose costs have a gradient.
     """
 
     hessian: Float[Array, "d d"] | None
     space: Transform
+    key: Key[Array, ""]
 
     @cached_property
-    def moved(self) -> Float[Array, "d d"]:
-        """The second moment in the coordinates of the matrix."""
+    def costs(self) -> Float[Array, " d"]:
+        """What feedback leaves of a unit error in every column, in the coordinates of the matrix."""
         assert self.hessian is not None
-        return conjugate(self.space, self.hessian)
+        return column_costs(conjugate(self.space, self.hessian), self.key, GRADIENT_SHARE)
 
     def cost(self, error: Float[Array, "k d"], rows: Float[Array, " k"]) -> Float[Array, ""]:
         """Divergence that an error in the coordinates of the matrix makes: it goes back to where the moment is."""
@@ -111,7 +124,7 @@ class Coded:
         none = jnp.zeros((), t.dtype)
         if self.rate == "field":
             return RateDistortion(scale_field_bits(t), none)
-        t = t / relative_steps(inputs.moved)[None, :]
+        t = t * jnp.sqrt(inputs.costs)[None, :]
         if self.rate == "water":
             return water_filled(t)
         return RateDistortion(code_length(t, key=key, family=self.rate, scales="field"), none)
@@ -119,15 +132,17 @@ class Coded:
 
 @pytree_dataclass
 class Integers:
-    """Integers with a float16 scale and a zero point for each group of weights, rounded to the nearest.
+    """Integers with a float16 scale and a zero point for each group of weights.
 
     Attributes:
         bits: width.
         group_size: weights that share a scale.
+        feedback: whether rounding errors are fed back.
     """
 
     bits: int = static_field()
     group_size: int = static_field()
+    feedback: bool = static_field(default=False)
 
     needs_hessians = True
     lmbda = 1.0
@@ -139,29 +154,27 @@ class Integers:
             raise OccError(f"--group-size {self.group_size} shares nothing: choose 2 or more")
 
     def reconstruct(self, w: Float[Array, "d_out d_in"]) -> Float[Array, "d_out d_in"]:
-        """What the integers make of a matrix; gradients go straight through the rounding."""
+        """What rounding to the nearest makes of a matrix; gradients go straight through."""
         return affine_reconstruction(w, self.bits, group_size=self.group_size)
 
     def point(
         self, w: Float[Array, "d_out d_in"], rows: Float[Array, " d_out"], inputs: Inputs, key: Key[Array, ""]
     ) -> RateDistortion:
         """Bits per weight of a matrix, and the divergence that its rounding makes."""
-        error = inputs.cost(w - self.reconstruct(w), rows)
+        error = self._fed_back(w, rows, inputs) if self.feedback else inputs.cost(w - self.reconstruct(w), rows)
         groups = math.ceil(w.shape[1] / self.group_size) / w.shape[1]
         return RateDistortion(jnp.float32(self.bits + groups * (SCALE_BITS + self.bits)), error)
 
+    def _fed_back(self, w: Float[Array, "k d_in"], rows: Float[Array, " k"], inputs: Inputs) -> Float[Array, ""]:
+        """Divergence of errors that are uniform within a step and cost, fed back, what their column costs."""
+        lowest, highest, size = group_ranges(w.astype(jnp.float32), self.group_size)
+        steps = (highest - lowest) / (2**self.bits - 1)
+        ragged = steps.shape[1] * size - len(inputs.costs)
+        in_groups = jnp.pad(inputs.costs, (0, ragged)).reshape(-1, size).sum(1)
+        return jnp.einsum("i,ig,g->", rows, jnp.square(steps), in_groups, precision="highest") / 24
+
 
 Objective = Coded | Integers
-
-
-def relative_steps(hessian: Float[Array, "d d"]) -> Float[Array, " d"]:
-    r"""Diagonal of :math:`U` with :math:`H^{-1} = U^\top U`, differentiable; the second moment is damped already.
-
-    Example:
-        >>> print(relative_steps(jnp.diag(jnp.asarray([4.0, 1.0]))))
-        [0.5 1. ]
-    """
-    return 1 / jnp.diagonal(jnp.linalg.cholesky(hessian[::-1, ::-1]))[::-1]
 
 
 def block_points(
@@ -184,7 +197,10 @@ def block_points(
         row_share: share of the rows that is looked at, drawn at random; what is found stands for all of them.
     """
     taps = {INPUT_OF[kind]: matrix.hessian for kind, matrix in matrices.items()}
-    inputs = {tap: Inputs(h, space_of(config, hessian_name(0, tap), coordinates)) for tap, h in taps.items()}
+    inputs = {
+        tap: Inputs(h, space_of(config, hessian_name(0, tap), coordinates), jax.random.fold_in(key, len(matrices) + i))
+        for i, (tap, h) in enumerate(taps.items())
+    }
     points = {}
     for number, (kind, matrix) in enumerate(matrices.items()):
         name = linear_name(0, kind)
@@ -215,7 +231,7 @@ def outer_points(
         sample = _sample(len(matrix.weight), row_share, own_key)
         w = moved_weight(config, name, coordinates, matrix.weight, sample)
         rows = matrix.fisher if sample is None else matrix.fisher[sample]
-        point = objective.point(w, rows, Inputs(matrix.hessian, coordinates.residual), own_key)
+        point = objective.point(w, rows, Inputs(matrix.hessian, coordinates.residual, own_key), own_key)
         points[name] = _of_all(objective, point, len(matrix.weight) / len(w))
     return points
 

@@ -27,6 +27,8 @@ class LearnSettings:
     """Width of the integers (3), or bits per weight of the entropy coder where it matters (2)."""
     group_size: int = 128
     """Integers that share a scale."""
+    feedback: bool = True
+    """With `int`, whether later weights will make up for the rounding errors of earlier ones (GPTQ)."""
     placements: tuple[Placement, ...] = ()
     """Where to learn; by default all places that cost nothing in the file."""
     init: InitName = "identity"

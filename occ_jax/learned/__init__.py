@@ -1,6 +1,7 @@
 """Learned coordinates: parametrised transforms, differentiable rates, and their training (which needs optax)."""
 
 from occ_jax.learned.control import gaussian_control
+from occ_jax.learned.feedback import column_costs
 from occ_jax.learned.fit import FitLog, Fitted, LossFn, Step, fit
 from occ_jax.learned.labels import FROZEN, TRAINED, default_labels
 from occ_jax.learned.losses import (
@@ -39,6 +40,7 @@ __all__ = [
     "affine_reconstruction",
     "cayley",
     "code_length",
+    "column_costs",
     "default_labels",
     "fit",
     "fitted_model",

@@ -1,0 +1,61 @@
+r"""What an error in a column costs once the columns after it have made up for it, with a gradient that is cheap.
+
+Successive feedback with :math:`H^{-1} = U^\top U` leaves of an error :math:`d` in column :math:`j` the cost
+:math:`d^2 / U_{jj}^2`. It is a minimum over what the later columns do,
+
+.. math::
+
+    \frac{1}{U_{jj}^2} = \min_{v}\, v H v^\top, \qquad v_j = 1, \quad v_k = 0 \text{ for } k < j ,
+
+which the row :math:`v = U_{j:} / U_{jj}` attains, so by the envelope theorem its gradient in :math:`H` is
+:math:`v^\top v`: no derivative of a factorization is needed, and a sample of the columns gives an unbiased estimate.
+
+References:
+    Frantar et al., GPTQ, ICLR 2023, arXiv:2210.17323. Frantar & Alistarh, Optimal brain compression, 2022.
+"""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.lax.linalg import triangular_solve
+from jaxtyping import Array, Float, Key
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def column_costs(
+    hessian: Float[Array, "d d"], key: Key[Array, ""] | None = None, share: float = 1.0
+) -> Float[Array, " d"]:
+    r""":math:`1 / U_{jj}^2` of every column.
+
+    Args:
+        hessian: :math:`H`, symmetric and positive definite: damp it first.
+        key: source of the sample; needed where ``share`` is below 1.
+        share: part of the columns that the gradient is taken from, at random. The value is always exact.
+
+    Example:
+        >>> print(column_costs(jnp.asarray([[4.0, 1.0], [1.0, 1.0]])))
+        [3. 1.]
+    """
+    return _forward(hessian, key, share)[0]
+
+
+def _forward(hessian: Array, key: Array | None, share: float) -> tuple[Array, tuple[Array, Array | None]]:
+    del share
+    root = jnp.linalg.cholesky(hessian[::-1, ::-1])[::-1, ::-1]  # upper triangular, H = root root^T, U = root^-1
+    return jnp.square(jnp.diagonal(root)), (root, key)
+
+
+def _backward(share: float, kept: tuple[Array, Array | None], cotangent: Array) -> tuple[Array, None]:
+    root, key = kept
+    n = root.shape[0]
+    size = math.ceil(share * n)
+    columns = jnp.arange(n) if size == n or key is None else jax.random.choice(key, n, (size,), replace=False)
+    chosen = jax.nn.one_hot(columns, n, dtype=root.dtype) * jnp.diagonal(root)[columns, None]
+    v = triangular_solve(root, chosen, left_side=False, lower=False)
+    weights = cotangent[columns] * (n / columns.size)
+    return jnp.matmul(v.T, weights[:, None] * v, precision="highest"), None
+
+
+column_costs.defvjp(_forward, _backward)
