@@ -7,14 +7,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from occ_jax.learned import RateDistortion, Step
 from occ_jax.transforms import Identity
 
 from ..config import ModelConfig
 from ..coordinates import BlockCoordinates, Coordinates
-from .losses import Coded, Integers, Objective, block_points, outer_points
+from .losses import Coded, Integers, Objective, block_points, outer_points, sample
 from .placements import Parameters, learned_coordinates, shared_and_blocks, with_block
 from .problem import Matrix, Problem, moving_kinds, split
 from .settings import LearnSettings
@@ -23,6 +23,9 @@ from .train import Learned, OnChunk, first_parameters, train
 
 Points = dict[str, RateDistortion]
 """By kind of matrix: mean bits per weight, and the distortion (of coded matrices its mean, of integers its sum)."""
+
+LEAST_BLOCKS = 4
+"""In a sample of the blocks."""
 
 
 class Layerwise:
@@ -59,9 +62,8 @@ class Layerwise:
             state: where to keep an unfinished training.
             on_chunk: told about the progress.
         """
-        config, start, total = self._config, self._start, self._problem.num_weights
-        row_share = self._settings.row_share
-        parameters = first_parameters(config, start, self._settings)
+        config, start, settings, total = self._config, self._start, self._settings, self._problem.num_weights
+        parameters = first_parameters(config, start, settings)
         nowhere = Coordinates(Identity(), Identity(), Identity())
         kinds = moving_kinds(config, learned_coordinates(config, nowhere, parameters))
         moving, fixed = split(self._problem, kinds, outer=parameters.residual is not None)
@@ -72,7 +74,8 @@ class Layerwise:
             residual, blocks = shared_and_blocks(config, parameters)
             value, points = network_points(
                 config, objective, problem, partial(with_block, start), residual, blocks, step.key,
-                total=total, row_share=row_share,
+                total=total, row_share=settings.row_share,
+                chosen=sample(config.num_layers, settings.block_share, step.key, least=LEAST_BLOCKS),
             )  # fmt: skip
             found = overall(objective, problem, points, total=total)
             # All of the gradient is in the Lagrangian, whose value the two numbers are.
@@ -80,7 +83,7 @@ class Layerwise:
             return RateDistortion(bits, jax.lax.stop_gradient(found.distortion + rest.distortion))
 
         data, lmbda = (self.objective, moving), self.objective.lmbda
-        return train(config, start, self._settings, loss, data, lmbda=lmbda, key=key, state=state, on_chunk=on_chunk)
+        return train(config, start, settings, loss, data, lmbda=lmbda, key=key, state=state, on_chunk=on_chunk)
 
     def _make_objective(self) -> Objective:
         settings = self._settings
@@ -132,6 +135,7 @@ def network_points(
     *,
     total: int,
     row_share: float = 1.0,
+    chosen: Int[Array, " k"] | None = None,
 ) -> tuple[Float[Array, ""], Points]:
     """The Lagrangian of a whole problem, and its parts by kind of matrix.
 
@@ -148,6 +152,7 @@ def network_points(
         key: source of the noise.
         total: weights over which the mean is taken.
         row_share: share of the rows of every matrix that is looked at.
+        chosen: blocks that stand for all of them; all by default.
 
     Returns:
         Bits per weight plus the weighted distortion over all matrices, and the points.
@@ -167,11 +172,14 @@ def network_points(
         points = block_points(config, objective, place, matrices, own_key, row_share=row_share)
         return lagrangian(points, sizes), points
 
-    numbers = jnp.arange(config.num_layers)
-    value, points = sum_over_layers(one_block, shared, layers, (problem.blocks, numbers))
-    by_kind = {kind: _summary(objective, point) for kind, point in points.items()}
+    first = jax.tree.map(lambda leaf: leaf[0], layers)
+    blocks, numbers, scale = problem.blocks, jnp.arange(config.num_layers), 1.0
+    if chosen is not None:
+        blocks, layers, numbers = jax.tree.map(lambda leaf: leaf[chosen], (blocks, layers, numbers))
+        scale = config.num_layers / len(chosen)
+    value, points = sum_over_layers(one_block, shared, layers, (blocks, numbers))
+    value, by_kind = scale * value, {kind: _summary(objective, point, scale) for kind, point in points.items()}
     if problem.outer:
-        first = jax.tree.map(lambda leaf: leaf[0], layers)
         outer = outer_points(config, objective, coordinates(shared, first), problem.outer, key, row_share=row_share)
         value = value + lagrangian(outer, {name: matrix.weight.size for name, matrix in problem.outer.items()})
         by_kind |= outer
@@ -182,7 +190,7 @@ def overall(objective: Objective, problem: Problem, points: Points, *, total: in
     """Bits and distortion of a problem in the means over ``total`` weights; of integers, the sum of distortions."""
     zero = jnp.zeros((), jnp.float32)
     shares = {n: m.weight.size / total for n, m in (*problem.blocks.items(), *problem.outer.items())}
-    weights = dict.fromkeys(shares, 1.0) if isinstance(objective, Integers) else shares
+    weights = dict.fromkeys(shares, 1.0) if objective.adds_up else shares
     return RateDistortion(
         sum((shares[name] * point.bits for name, point in points.items()), zero),
         sum((weights[name] * point.distortion for name, point in points.items()), zero),
@@ -237,10 +245,11 @@ def sum_over_layers(f: Callable, shared: Any, layers: Any, items: Any) -> tuple[
 
 def _share(objective: Objective, point: RateDistortion, share: float) -> Float[Array, ""]:
     """What one matrix adds to the Lagrangian."""
-    weight = 1.0 if isinstance(objective, Integers) else share
+    weight = 1.0 if objective.adds_up else share
     return share * point.bits + weight * objective.lmbda * point.distortion
 
 
-def _summary(objective: Objective, stacked: RateDistortion) -> RateDistortion:
-    reduce = jnp.sum if isinstance(objective, Integers) else jnp.mean
-    return RateDistortion(stacked.bits.mean(), reduce(stacked.distortion))
+def _summary(objective: Objective, stacked: RateDistortion, scale: float) -> RateDistortion:
+    """Of some blocks that stand for ``scale`` times as many."""
+    distortion = scale * stacked.distortion.sum() if objective.adds_up else stacked.distortion.mean()
+    return RateDistortion(stacked.bits.mean(), distortion)

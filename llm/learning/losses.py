@@ -106,6 +106,8 @@ class Coded:
     step: Float[Array, ""]
     rate: RateName = static_field(default="field")
 
+    adds_up = False  # distortions are means over weights
+
     @property
     def needs_hessians(self) -> bool:
         """Whether second moments of the inputs count."""
@@ -146,6 +148,7 @@ class Integers:
 
     needs_hessians = True
     lmbda = 1.0
+    adds_up = True  # what matrices do to the divergence
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
@@ -205,9 +208,9 @@ def block_points(
     for number, (kind, matrix) in enumerate(matrices.items()):
         name = linear_name(0, kind)
         own_key = jax.random.fold_in(key, number)
-        sample = _sample(len(matrix.weight), row_share, own_key)
-        rows = positive(moved_diagonal(space_of(config, fisher_name(name), coordinates), matrix.fisher, sample))
-        w = moved_weight(config, name, coordinates, matrix.weight, sample)
+        chosen = sample(len(matrix.weight), row_share, own_key, least=LEAST_ROWS)
+        rows = positive(moved_diagonal(space_of(config, fisher_name(name), coordinates), matrix.fisher, chosen))
+        w = moved_weight(config, name, coordinates, matrix.weight, chosen)
         if kind == "down":
             w = coordinates.hidden_of(0).forward(w)
         point = objective.point(w, rows, inputs[INPUT_OF[kind]], own_key)
@@ -228,16 +231,16 @@ def outer_points(
     points = {}
     for number, (name, matrix) in enumerate(matrices.items()):
         own_key = jax.random.fold_in(key, number)
-        sample = _sample(len(matrix.weight), row_share, own_key)
-        w = moved_weight(config, name, coordinates, matrix.weight, sample)
-        rows = matrix.fisher if sample is None else matrix.fisher[sample]
+        chosen = sample(len(matrix.weight), row_share, own_key, least=LEAST_ROWS)
+        w = moved_weight(config, name, coordinates, matrix.weight, chosen)
+        rows = matrix.fisher if chosen is None else matrix.fisher[chosen]
         point = objective.point(w, rows, Inputs(matrix.hessian, coordinates.residual, own_key), own_key)
         points[name] = _of_all(objective, point, len(matrix.weight) / len(w))
     return points
 
 
 def moved_weight(
-    config: ModelConfig, name: str, coordinates: Coordinates, w: Array, sample: Int[Array, " k"] | None = None
+    config: ModelConfig, name: str, coordinates: Coordinates, w: Array, chosen: Int[Array, " k"] | None = None
 ) -> Array:
     """A matrix, or some of its rows, in new coordinates; differentiable.
 
@@ -246,10 +249,10 @@ def moved_weight(
         name: of the matrix.
         coordinates: the new ones.
         w: ``d_out x d_in``.
-        sample: which of the moved rows to make; all by default.
+        chosen: which of the moved rows to make; all by default.
     """
     columns, rows = moves(config, name, coordinates)
-    return columns.forward(forward_rows(rows.transform if isinstance(rows, AlongAxis) else rows, w, sample))
+    return columns.forward(forward_rows(rows.transform if isinstance(rows, AlongAxis) else rows, w, chosen))
 
 
 def positive(fisher: Float[Array, " n"]) -> Float[Array, " n"]:
@@ -257,12 +260,19 @@ def positive(fisher: Float[Array, " n"]) -> Float[Array, " n"]:
     return jnp.maximum(fisher, 1e-3 * fisher.mean())
 
 
-def _sample(num_rows: int, share: float, key: Key[Array, ""]) -> Int[Array, " k"] | None:
-    """Numbers of rows that stand for all of them; ``None`` where it is all of them."""
-    size = min(num_rows, max(LEAST_ROWS, math.ceil(share * num_rows)))
-    return None if size == num_rows else jax.random.choice(key, num_rows, (size,), replace=False)
+def sample(number: int, share: float, key: Key[Array, ""], *, least: int) -> Int[Array, " k"] | None:
+    """Which of some things stand for all of them in one step; ``None`` where it is all of them.
+
+    Args:
+        number: of the things.
+        share: of them that is drawn.
+        key: source of randomness.
+        least: drawn in any case, or as many as there are.
+    """
+    size = min(number, max(least, math.ceil(share * number)))
+    return None if size == number else jax.random.choice(key, number, (size,), replace=False)
 
 
 def _of_all(objective: Objective, point: RateDistortion, scale: float) -> RateDistortion:
     """What a sample says about all rows: means stay, and sums grow with their number."""
-    return RateDistortion(point.bits, scale * point.distortion) if isinstance(objective, Integers) else point
+    return RateDistortion(point.bits, scale * point.distortion) if objective.adds_up else point

@@ -41,6 +41,8 @@ class LearnSettings:
     """Tokens of a step, with the divergence."""
     row_share: float = 0.25
     """Share of the rows of every matrix that a step looks at layer by layer, drawn anew for each; at least 128."""
+    block_share: float = 0.25
+    """Share of the blocks that a step looks at layer by layer, likewise; at least 4."""
     damping: float = 0.01
     """Share of the mean diagonal that is added to every second moment."""
     seed: int = 0
@@ -62,8 +64,9 @@ class LearnSettings:
                 f"--placements {wrong[0]}: under an entropy coder a factor for a row or column moves weights and steps "
                 "alike and changes nothing; leave it out, or learn for integers with --objective int or kl"
             )
-        if not 0 < self.row_share <= 1:
-            raise OccError(f"--row-share {self.row_share} is out of range: choose a number above 0, up to 1")
+        for option, share in (("--row-share", self.row_share), ("--block-share", self.block_share)):
+            if not 0 < share <= 1:
+                raise OccError(f"{option} {share} is out of range: choose a number above 0, up to 1")
         if not 0 < self.damping <= 1:
             raise OccError(f"--damping {self.damping} is out of range: choose a number above 0, up to 1")
 

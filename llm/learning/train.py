@@ -91,7 +91,8 @@ def train(
         key=key,
         steps=settings.num_steps,
         data=data,
-        optimizer=optax.adam(schedule),
+        # Shares of single parameters in a divergence are as small as the usual eps.
+        optimizer=optax.adam(schedule, eps=1e-12),
         lmbda=lmbda,
         chunk=CHUNK,
         state_path=state,

@@ -16,7 +16,7 @@ from occ_llm.coordinates import choose_coordinates, rotate
 from occ_llm.errors import OccError
 from occ_llm.learning import losses
 from occ_llm.learning.layerwise import Layerwise, network_points, overall, stacked, sum_over_layers
-from occ_llm.learning.losses import Coded, Integers, moved_weight
+from occ_llm.learning.losses import Coded, Integers, moved_weight, sample
 from occ_llm.learning.placements import shared_and_blocks, with_block
 from occ_llm.learning.problem import Problem, control_weights
 from occ_llm.learning.settings import LearnSettings
@@ -188,15 +188,15 @@ def test_some_rows_of_a_moved_matrix_are_rows_of_the_moved_matrix(place, toy, to
     coordinates = (
         drawn_coordinates(toy.config) if place == "learned" else choose_coordinates(place, toy.config, key=KEY)
     )
-    sample = jnp.asarray([5, 0, 11])
+    chosen = jnp.asarray([5, 0, 11])
     for kind, matrix in toy_problem.blocks.items():
         name = linear_name(0, kind)
         w = matrix.weight[0]
-        some, whole = (moved_weight(toy.config, name, coordinates, w, rows) for rows in (sample, None))
-        np.testing.assert_allclose(some, whole[sample], atol=1e-5)
+        some, whole = (moved_weight(toy.config, name, coordinates, w, rows) for rows in (chosen, None))
+        np.testing.assert_allclose(some, whole[chosen], atol=1e-5)
         space = space_of(toy.config, fisher_name(name), coordinates)
-        some, whole = (moved_diagonal(space, matrix.fisher[0], rows) for rows in (sample, None))
-        np.testing.assert_allclose(some, whole[sample], rtol=1e-4)
+        some, whole = (moved_diagonal(space, matrix.fisher[0], rows) for rows in (chosen, None))
+        np.testing.assert_allclose(some, whole[chosen], rtol=1e-4)
 
 
 @pytest.mark.parametrize("objective", [Integers(3, 16), Coded(jnp.float32(1e-4), "water")], ids=["int", "water"])
@@ -223,6 +223,31 @@ def test_a_sample_of_rows_stands_for_all_of_them(objective, toy, toy_problem, dr
     assert float(samples.bits.mean()) == pytest.approx(float(whole.bits), abs=0.03)
 
 
+@pytest.mark.parametrize("objective", [Integers(3, 16), Coded(jnp.float32(1e-4), "field")], ids=["int", "field"])
+def test_the_mean_over_blocks_is_that_of_the_network(objective, toy, toy_problem, drawn_coordinates):
+    config, coordinates = toy.config, drawn_coordinates(toy.config, ("residual", "values", "keys"))
+    shared, stack = stacked(config, coordinates)
+
+    def measured(chosen):
+        value, points = network_points(
+            config, objective, toy_problem, partial(with_block, shared), None, stack, KEY,
+            total=toy_problem.num_weights, chosen=chosen,
+        )  # fmt: skip
+        return value, overall(objective, toy_problem, points, total=toy_problem.num_weights)
+
+    each = [measured(jnp.asarray([layer])) for layer in range(config.num_layers)]
+    mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *each)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), mean, measured(None))
+
+
+def test_a_sample_is_drawn_anew_in_every_step():
+    drawn = [sample(30, 0.25, key, least=4) for key in jax.random.split(KEY, 60)]
+    assert all(len(set(blocks.tolist())) == 8 for blocks in drawn)
+    assert {block for blocks in drawn for block in blocks.tolist()} == set(range(30))
+    assert sample(4, 0.25, KEY, least=4) is None, "few blocks are all looked at"
+    assert sample(30, 1.0, KEY, least=4) is None
+
+
 def test_the_control_has_the_rate_of_the_network(toy, toy_folded):
     names = [name for name in toy_folded if is_linear(name)]
     noise = control_weights(toy_folded, names, key=KEY)
@@ -245,6 +270,7 @@ def test_the_control_has_the_rate_of_the_network(toy, toy_folded):
         ({"placements": ("residual", "unit-scales")}, "--placements unit-scales"),
         ({"damping": 0.0}, "--damping"),
         ({"row_share": 0.0}, "--row-share 0.0"),
+        ({"block_share": 1.5}, "--block-share 1.5"),
     ],
 )
 def test_settings_without_a_meaning_are_refused(fields, cause):
