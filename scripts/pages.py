@@ -1,6 +1,10 @@
 """Pages whose results stand between two markers, written by the scripts beside this one."""
 
 import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
@@ -19,3 +23,37 @@ def replace_results(page: str, body: str, name: str) -> str:
     if len(pattern.findall(page)) != 1 or page.count(BEGIN) != 1 or page.count(END) != 1:
         raise ResultsError(f"{name} must hold {BEGIN} and {END} once each: put them where the results belong")
     return pattern.sub(lambda _: f"{BEGIN}\n{body}\n{END}", page)
+
+
+def update_pages(
+    pages: Mapping[str, Mapping[Any, Any]],
+    render: Callable[[Mapping[Any, Any]], str],
+    *,
+    root: Path,
+    record: Path,
+    command: str,
+    check: bool,
+) -> None:
+    """Rewrite the results of some pages, or check them.
+
+    Args:
+        pages: file of a page -> the words that it says its results in.
+        render: results in such words.
+        root: of the repository.
+        record: what the results were read from.
+        command: what rewrites the pages.
+        check: change nothing; exit code 1 if a page has drifted from the record.
+
+    Raises:
+        SystemExit: a page has drifted, or has no place for results.
+    """
+    for name, words in pages.items():
+        page = (root / name).read_text(encoding="utf-8")
+        try:
+            due = replace_results(page, render(words), name)
+        except ResultsError as error:
+            raise SystemExit(str(error)) from None
+        if check and page != due:
+            sys.exit(f"{name} does not say what {record} says: run `{command}`")
+        if not check:
+            (root / name).write_text(due, encoding="utf-8")

@@ -16,7 +16,6 @@ extrapolated). A page keeps everything outside of its two markers.
 
 import dataclasses
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from typing import Any
 import numpy as np
 import tyro
 from occ_llm.results import Row, bytes_at_kl, paired_change
-from pages import ResultsError, replace_results
+from pages import update_pages
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = Path("docs/results/bench.json")
@@ -186,16 +185,7 @@ def main(check: bool = False, root: Path = ROOT) -> None:
         root: of the repository.
     """
     record = json.loads((root / RECORD).read_text(encoding="utf-8"))
-    for name, words in PAGES.items():
-        page = (root / name).read_text(encoding="utf-8")
-        try:
-            due = replace_results(page, render(record, words), name)
-        except ResultsError as error:
-            raise SystemExit(str(error)) from None
-        if check and page != due:
-            sys.exit(f"{name} does not say what {RECORD} says: run `{COMMAND}`")
-        if not check:
-            (root / name).write_text(due, encoding="utf-8")
+    update_pages(PAGES, lambda words: render(record, words), root=root, record=RECORD, command=COMMAND, check=check)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,12 @@ A page keeps everything outside of its two markers.
 """
 
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import tyro
-from pages import ResultsError, replace_results
+from pages import update_pages
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = Path("docs/results/toy/results.json")
@@ -59,16 +58,7 @@ def main(check: bool = False, root: Path = ROOT) -> None:
         record = json.loads((root / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SystemExit(f"{RECORD} cannot be read ({error}): run `occ toy --out {RECORD.parent} --no-png`") from None
-    for name, words in PAGES.items():
-        page = (root / name).read_text(encoding="utf-8")
-        try:
-            due = replace_results(page, render(record, words), name)
-        except ResultsError as error:
-            raise SystemExit(str(error)) from None
-        if check and page != due:
-            sys.exit(f"{name} does not say what {RECORD} says: run `{COMMAND}`")
-        if not check:
-            (root / name).write_text(due, encoding="utf-8")
+    update_pages(PAGES, lambda words: render(record, words), root=root, record=RECORD, command=COMMAND, check=check)
 
 
 if __name__ == "__main__":
