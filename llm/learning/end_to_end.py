@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from occ_jax._pytree import pytree_dataclass
-from occ_jax.learned import RateDistortion, Step
+from occ_jax.learned import RateDistortion, Step, upper_root
 from occ_jax.quantization.base import uniform_noise
 from occ_jax.transforms import Identity, Transform
 
@@ -280,5 +280,5 @@ def _quantized(
 
 def _factor(hessian: Float[Array, "d d"]) -> Float[Array, "d d"]:
     r"""Upper triangular :math:`U` with :math:`H^{-1} = U^\top U`."""
-    root = jnp.linalg.cholesky(hessian[::-1, ::-1])[::-1, ::-1]
+    root = upper_root(hessian)
     return jax.scipy.linalg.solve_triangular(root, jnp.eye(len(root), dtype=root.dtype), lower=False)

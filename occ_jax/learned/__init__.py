@@ -1,7 +1,7 @@
 """Learned coordinates: parametrised transforms, differentiable rates, and their training (which needs optax)."""
 
 from occ_jax.learned.control import gaussian_control
-from occ_jax.learned.feedback import column_costs
+from occ_jax.learned.feedback import column_costs, upper_root
 from occ_jax.learned.fit import FitLog, Fitted, LossFn, Step, fit
 from occ_jax.learned.labels import FROZEN, TRAINED, default_labels
 from occ_jax.learned.losses import (
@@ -54,5 +54,6 @@ __all__ = [
     "save_transforms",
     "scale_field",
     "scale_field_bits",
+    "upper_root",
     "water_filled",
 ]

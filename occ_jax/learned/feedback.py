@@ -41,9 +41,21 @@ def column_costs(
     return _forward(hessian, key, share)[0]
 
 
+def upper_root(hessian: Float[Array, "d d"]) -> Float[Array, "d d"]:
+    r"""Upper triangular :math:`R` with :math:`H = R R^\top`, the inverse of the factor :math:`U`.
+
+    Example:
+        >>> r = upper_root(jnp.asarray([[5.0, 2.0], [2.0, 4.0]]))
+        >>> print(r)
+        [[2. 1.]
+         [0. 2.]]
+    """
+    return jnp.linalg.cholesky(hessian[::-1, ::-1])[::-1, ::-1]
+
+
 def _forward(hessian: Array, key: Array | None, share: float) -> tuple[Array, tuple[Array, Array | None]]:
     del share
-    root = jnp.linalg.cholesky(hessian[::-1, ::-1])[::-1, ::-1]  # upper triangular, H = root root^T, U = root^-1
+    root = upper_root(hessian)
     return jnp.square(jnp.diagonal(root)), (root, key)
 
 
