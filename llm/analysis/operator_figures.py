@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from ..calibration.statistics import FULL_FISHER
+from ..calibration.statistics import TURNING_OUTPUTS
 from ..roles import LINEAR_KINDS
 from . import findings as found
 from .drawing import Figure, Sheet, style
@@ -33,12 +33,12 @@ def spectra_figure(a: Analysis) -> Figure:
                 axes.plot([s.layer for s in chosen], [100 * s.top_tenth for s in chosen], label=space, **style(index))
             axes.set_ylim(0, 103)
     rows = [{k: v for k, v in dataclasses.asdict(s).items() if k != "samples"} for s in a.spectra]
-    diagonal = ", ".join(kind for kind in LINEAR_KINDS if kind not in FULL_FISHER)
+    diagonal = ", ".join(kind for kind in LINEAR_KINDS if kind not in TURNING_OUTPUTS)
     return Figure(
         name="spectra",
         title=found.sensitivity_is_concentrated(a).evidence,
-        caption="Left: medians over layers. Where only the diagonal of a Fisher matrix is known "
-        f"({diagonal}) it is in the data alone.",
+        caption="Left: medians over layers. Of outputs whose basis cannot be turned "
+        f"({diagonal}) there is the diagonal, in the data alone.",
         panels=sheet.panels,
         rows=rows,
     )

@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from occ_jax.metrics import entropy_rank, participation_ratio
 
-from ..calibration.statistics import FULL_FISHER
+from ..calibration.statistics import TURNING_OUTPUTS
 from ..roles import LINEAR_KINDS, kind_of, layer_of, linear_name
 from .divergence import Trial
 from .outliers import predicted_divergence
@@ -85,7 +85,7 @@ def measure_spectra(subject: Subject, layers: Iterable[int]) -> Iterator[Spectru
                 seen.add(inputs)
                 eigenvalues = np.asarray(subject.bases.of(name).eigenvalues, np.float64)
                 yield _spectrum("inputs", layer, inputs.split(".")[-2], eigenvalues)
-            if kind in FULL_FISHER:
+            if kind in TURNING_OUTPUTS:
                 matrix = np.asarray(subject.statistics.fisher_matrix(name), np.float64)
                 yield _spectrum("outputs", layer, kind, np.linalg.eigvalsh((matrix + matrix.T) / 2))
             else:

@@ -4,7 +4,7 @@ from .cache import load_or_calibrate
 from .collect import calibrate, check_windows
 from .fingerprint import Fingerprint, fingerprint
 from .head import draw, head_gradient, label_bits
-from .moments import CompensatedSum, gram, sum_of_squares, zero_sum
+from .moments import CompensatedSum, gram, zero_sum
 from .sequential import QuantizedPrefix
 from .statistics import Statistics, conjugate, moved_diagonal, rotate_statistics, sandwich, space_of, statistic_shapes
 from .storage import load_statistics, save_statistics
@@ -33,6 +33,5 @@ __all__ = [
     "space_of",
     "spread",
     "statistic_shapes",
-    "sum_of_squares",
     "zero_sum",
 ]

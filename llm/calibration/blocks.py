@@ -16,8 +16,7 @@ from jaxtyping import Array, Float, Int, UInt32
 from ..config import ModelConfig
 from ..model import block, final_norm, output_sizes, position_table, projection_rows
 from .head import head_gradient
-from .moments import CompensatedSum, gram, sum_of_squares, zero_sum
-from .statistics import FULL_FISHER
+from .moments import CompensatedSum, gram, zero_sum
 
 Sums = Mapping[str, CompensatedSum]
 """Running sums over tokens, by the name of an input (second moments) or the kind of a layer (Fisher)."""
@@ -68,8 +67,7 @@ def differentiate(
     terms = {}
     for projection, (linear, rows) in projection_rows(config).items():
         kind = projection.rpartition(".")[2].removesuffix("_proj")
-        g = dy[linear][..., rows]
-        terms[kind] = gram(g) if kind in FULL_FISHER else sum_of_squares(g)
+        terms[kind] = gram(dy[linear][..., rows])
     return {name: sums[name].add(term) for name, term in terms.items()}, dx
 
 

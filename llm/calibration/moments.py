@@ -38,12 +38,6 @@ def _gram(x: Float[Array, "rows d"], smallest: int) -> Float[Array, "d d"]:
     return jnp.concatenate([top, jnp.concatenate([mixed.T, _gram(right, smallest)], axis=1)])
 
 
-def sum_of_squares(x: Float[Array, "*rows d"]) -> Float[Array, " d"]:
-    r"""Diagonal of :func:`gram`: :math:`\sum_t x_{ti}^2`."""
-    squares = jnp.square(x.reshape(-1, x.shape[-1]))
-    return jnp.matmul(jnp.ones(squares.shape[0], x.dtype), squares, precision=_HIGHEST)
-
-
 @pytree_dataclass
 class CompensatedSum:
     r"""A running sum and what rounding has lost of it so far (Kahan).

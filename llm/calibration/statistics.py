@@ -9,8 +9,7 @@ order and if inputs and output gradients are independent,
     D_{KL} \approx \tfrac12 \operatorname{tr}(G E H E^\top), \qquad
     H = \mathbb{E}[x x^\top], \quad G = \mathbb{E}[\nabla_y L \, \nabla_y L^\top]
 
-nats per token. Layers that write a space whose basis may be changed (the residual stream, queries, keys and values)
-have all of :math:`G`; the others its diagonal :math:`g`.
+nats per token.
 """
 
 import dataclasses
@@ -42,8 +41,8 @@ INPUT_OF: Mapping[str, str] = {
 
 INPUTS = ("attention_in", "o_in", "mlp_in", "down_in")
 
-FULL_FISHER = frozenset({"q", "k", "v", "o", "down"})
-"""Kinds of linear layers of a block with a full output Fisher matrix; the others have its diagonal."""
+TURNING_OUTPUTS = frozenset({"q", "k", "v", "o", "down"})
+"""Kinds of linear layers that write a space whose basis may be turned: the residual stream, queries, keys, values."""
 
 HEAD_HESSIAN = "lm_head.hessian"
 TOKEN_COUNTS = "model.embed_tokens.counts"
@@ -106,10 +105,10 @@ class Statistics:
         return np.diagonal(fisher) if fisher.ndim == 2 else fisher
 
     def fisher_matrix(self, weight: str) -> Float[np.ndarray, "d_out d_out"]:
-        """Full Fisher of the outputs of a layer in :data:`FULL_FISHER`, or of the embedding.
+        """Full Fisher of the outputs of a linear layer of a block, or of the embedding.
 
         Raises:
-            ValueError: only the diagonal was collected.
+            ValueError: of the head only the diagonal was collected.
         """
         fisher = self._fisher(weight)
         if fisher.ndim != 2:
@@ -165,8 +164,7 @@ def statistic_shapes(config: ModelConfig, *, fisher: bool = True) -> dict[str, t
     for layer in range(config.num_layers):
         shapes |= {hessian_name(layer, tap): (d, d) for tap, d in inputs.items()}
         if fisher:
-            names = {kind: fisher_name(linear_name(layer, kind)) for kind in outputs}
-            shapes |= {names[kind]: (d, d) if kind in FULL_FISHER else (d,) for kind, d in outputs.items()}
+            shapes |= {fisher_name(linear_name(layer, kind)): (d, d) for kind, d in outputs.items()}
     shapes[HEAD_HESSIAN] = (width, width)
     if fisher:
         shapes[fisher_name(HEAD)] = (vocab,)

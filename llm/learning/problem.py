@@ -13,7 +13,7 @@ from occ_jax.learned import gaussian_control
 from occ_jax.transforms import Identity
 
 from ..calibration import Statistics, space_of
-from ..calibration.statistics import INPUT_OF, fisher_name, hessian_name
+from ..calibration.statistics import INPUT_OF, TURNING_OUTPUTS, fisher_name, hessian_name
 from ..compression.sensitivity import sensitivity_of
 from ..config import ModelConfig
 from ..coordinates import Coordinates, moves
@@ -80,10 +80,11 @@ def make_problem(
 
     def read(kind: str) -> Matrix:
         names = [linear_name(layer, kind) for layer in range(config.num_layers)]
+        fisher = statistics.fisher_matrix if kind in TURNING_OUTPUTS else statistics.fisher
         moments = [hessian_name(layer, INPUT_OF[kind]) for layer in range(config.num_layers)]
         return Matrix(
             _stack([weights[name] for name in names]),
-            _stack([statistics.tensors[fisher_name(name)] for name in names]),
+            _stack([fisher(name) for name in names]),
             _stack([damped(statistics.tensors[name]) for name in moments]) if hessians else None,
         )
 

@@ -116,9 +116,8 @@ def naive_statistics(config: ModelConfig, weights, windows, key) -> dict[str, np
             totals[name] = totals.get(name, 0.0) + x.T @ x
         for name, g in gradients.items():
             g = np.asarray(g, np.float64)
-            full = name == EMBEDDING or name.split(".")[-2] in ("q_proj", "k_proj", "v_proj", "o_proj", "down_proj")
             name = name.replace("weight", "fisher")
-            totals[name] = totals.get(name, 0.0) + (g.T @ g if full else (g**2).sum(0))
+            totals[name] = totals.get(name, 0.0) + g.T @ g
         p = np.asarray(p, np.float64)
         totals["lm_head.fisher"] = totals.get("lm_head.fisher", 0.0) + (p * (1 - p)).sum(0)
     means = {name: total / windows.size for name, total in totals.items()}

@@ -161,7 +161,7 @@ def test_predicts_the_divergence_of_a_random_perturbation(config, naive, kind, l
     assert abs(ratio - 1) < 0.1
 
 
-@pytest.mark.parametrize("kind", ["q", "v", "o", "down"])
+@pytest.mark.parametrize("kind", ["q", "v", "o", "up", "down"])
 def test_full_fisher_and_early_layers_predict_the_order_of_magnitude(config, naive, kind):
     weights, windows = naive.weights(config, 1, scale=0.7), naive.windows(config, 120, 12, seed=1)
     folded = dict(fold_norms(config, weights))
