@@ -1,9 +1,12 @@
 """Two things at a time: while the devices compute one, the host prepares or codes the other."""
 
+import contextlib
+import queue
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
+_Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 Track = Callable[[Iterable[Any], str], Iterable[Any]]
@@ -45,3 +48,31 @@ def in_pairs(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+class Lender(Generic[_Item]):
+    """Things of which one thread at a time may use each, such as devices.
+
+    Args:
+        items: to lend, at least one.
+
+    Example:
+        >>> lender = Lender(["cpu:0", "cpu:1"])
+        >>> with lender.lent() as first, lender.lent() as second:
+        ...     sorted([first, second])
+        ['cpu:0', 'cpu:1']
+    """
+
+    def __init__(self, items: Iterable[_Item]):
+        self._free: queue.Queue[_Item] = queue.Queue()
+        for item in items:
+            self._free.put(item)
+
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[_Item]:
+        """One of them, until the end of the block; waits until one is free."""
+        item = self._free.get()
+        try:
+            yield item
+        finally:
+            self._free.put(item)

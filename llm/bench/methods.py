@@ -21,6 +21,8 @@ QuantizerName = Literal[
     "scalar",
     "trellis-8",
     "trellis-8-finished",
+    "trellis-8-outputs",
+    "trellis-8-outputs-finished",
     "trellis-8-embedding-int8",
     "trellis-8-sequential",
     "trellis-8-sequential-finished",
@@ -30,7 +32,7 @@ QuantizerName = Literal[
     "trellis-256",
 ]
 
-EXTRAS = ("corrected", "sequential", "finished")
+EXTRAS = ("outputs", "corrected", "sequential", "finished")
 """Words of a quantizer's name for what is done beside quantization."""
 
 
@@ -42,8 +44,9 @@ class Method:
         coordinates: name of the coordinates.
         quantizer: ``int-rtn-G`` are asymmetric integers with a float16 scale for each group of G, rounded to the
             nearest; ``int-gptq-G`` the same with feedback; ``scalar`` and ``trellis-S`` are entropy-coded with
-            feedback, ``scalar-rtn`` without. Words behind them turn on what else there is: ``finished`` row scales and
-            gains, blocks in ``sequential`` order, and a sensitivity ``corrected`` by measured slopes. With
+            feedback, ``scalar-rtn`` without. Words behind them turn on what else there is: feedback along the
+            ``outputs`` too, ``finished`` row scales and gains, blocks in ``sequential`` order, and a sensitivity
+            ``corrected`` by measured slopes. With
             ``embedding-int8`` the embedding is held in 8 bits instead of being coded under the same dial.
         seed: of random coordinates.
         transforms: file of ``learned`` coordinates.
@@ -167,6 +170,7 @@ def make_file(
         seed=method.seed,
         states=method.parameter,
         feedback=method.feedback,
+        output_feedback="outputs" in method.extras,
         embedding_bits=method.embedding_bits,
         correct_sensitivity="corrected" in method.extras,
         sequential="sequential" in method.extras,

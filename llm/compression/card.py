@@ -54,6 +54,6 @@ def model_card(name: str, settings: Settings, sizes: Sizes, text: str, *, finish
 
 
 def _feedback(settings: Settings) -> str:
-    if settings.sequential:
-        return " with feedback, block after block"
-    return " with feedback" if settings.feedback else ""
+    feedback = " with feedback" if settings.feedback else ""
+    feedback += " along inputs and outputs" if settings.output_feedback else ""
+    return feedback + (", block after block" if settings.sequential else "")

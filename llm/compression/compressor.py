@@ -21,12 +21,13 @@ from occ_jax.quantization.codebook import (
 )
 from occ_jax.quantization.feedback import FeedbackResult, quantize_with_feedback
 from occ_jax.quantization.hessian import HessianFactor
+from occ_jax.quantization.output_feedback import OutputFactor
 from occ_jax.quantization.scales import CLASS_SHIFT, NUM_CLASSES
 from occ_jax.transforms import Identity
 
 from ..checkpoints.compressed import BASIS
 from ..folding import folded_gains
-from ..parallel import Track, in_pairs
+from ..parallel import Lender, Track, in_pairs
 from ..roles import FINAL_NORM, is_linear
 from .allocation import Allocation, probe_rows
 from .factors import Factors
@@ -58,7 +59,8 @@ class Compressor:
     def __init__(self, survey: Survey, settings: Settings, track: Track):
         self.network = survey.network
         self._settings = settings
-        self._factors = survey.factors
+        self._factors, self._outputs = survey.factors, survey.outputs
+        self._devices = Lender(jax.devices())
         self._track = track
         self.plans = survey.plans
         self._probes = survey.probes
@@ -116,8 +118,13 @@ class Compressor:
         levels = self.plans[name].levels(allocation.step)
         if fine_rows and is_linear(name):
             levels = levels.with_row_factors(np.ones(levels.shape[0]), ROW_RESOLUTION)
-        factor = factors.load(name)
-        q = self._quantize(factor, self.network.coefficients(name), levels, allocation.tables).q
+        w, factor = self.network.coefficients(name), factors.load(name)
+        if self._outputs is None or not is_linear(name):
+            q = self._quantize(factor, w, levels, allocation.tables).q
+        else:
+            # Rows wait for each other, so the devices share the matrices instead of the rows.
+            with self._devices.lent() as device, jax.default_device(device):
+                q = self._quantize(factor, w, levels, allocation.tables, self._outputs.load(name)).q
         transform = self.network.written_transform(name)
         right = None if isinstance(transform, Identity) else transform
         return Lattice(np.asarray(q), levels, right=right)
@@ -136,7 +143,12 @@ class Compressor:
         return 8.0 * (levels + _LANE_BYTES * lanes) + transforms
 
     def _quantize(
-        self, factor: HessianFactor, w: Float[np.ndarray, "rows d_in"], levels: Levels, tables: SearchTables
+        self,
+        factor: HessianFactor,
+        w: Float[np.ndarray, "rows d_in"],
+        levels: Levels,
+        tables: SearchTables,
+        outputs: OutputFactor | None = None,
     ) -> FeedbackResult:
         step_row, step_column = levels.steps()
         return quantize_with_feedback(
@@ -149,7 +161,8 @@ class Compressor:
             column_level=levels.class_cols,
             num_states=self._settings.states,
             class_shift=CLASS_SHIFT,
-            devices=tuple(jax.devices()),
+            outputs=outputs,
+            devices=tuple(jax.devices()) if outputs is None else None,
         )
 
 

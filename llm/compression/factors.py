@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from occ_jax.quantization.hessian import HessianFactor, prepare_hessian
+from occ_jax.quantization.output_feedback import OutputFactor, prepare_outputs
 
 from ..calibration.statistics import INPUT_OF, hessian_name
 from ..roles import kind_of, layer_of
@@ -55,3 +56,35 @@ class Factors:
 
     def _file(self, name: str) -> Path:
         return self._directory / f"{self.inputs_of(name)}.npy"
+
+
+class OutputFactors:
+    """How the rows of each linear layer make up for each other, from the Fisher matrices of the outputs.
+
+    Args:
+        directory: an existing directory for this network alone; a layer takes about ``4 d_out^2`` bytes there.
+    """
+
+    def __init__(self, directory: Path):
+        self._directory = directory
+
+    def of(self, name: str, fisher: Float[np.ndarray, "d d"]) -> OutputFactor:
+        """Factor of the Fisher matrix of a layer's outputs, by the name of its matrix.
+
+        Raises:
+            ValueError: the matrix is zero or not finite; the message names the layer.
+        """
+        try:
+            factor = prepare_outputs(fisher)
+        except ValueError as error:
+            raise ValueError(f"the outputs of {name}: {error}") from error
+        np.savez(self._file(name), order=factor.order, coupling=factor.coupling, weights=factor.weights)
+        return factor
+
+    def load(self, name: str) -> OutputFactor:
+        """A factor that :meth:`of` has computed, read from disk."""
+        with np.load(self._file(name)) as arrays:
+            return OutputFactor(**arrays)
+
+    def _file(self, name: str) -> Path:
+        return self._directory / f"{name}.outputs.npz"

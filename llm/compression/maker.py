@@ -245,7 +245,8 @@ class Maker:
     def _write(self, directory: Path, coded: dict[str, CodedTensor]) -> Sizes:
         settings = self._settings
         model = {"coordinates": settings.coordinates, "quantizer": settings.quantizer, "feedback": settings.feedback}
-        chosen = {"sequential": settings.sequential, "correct_sensitivity": settings.correct_sensitivity}
+        names = ("output_feedback", "sequential", "correct_sensitivity")
+        chosen = {name: getattr(settings, name) for name in names}
         model |= {name: True for name, on in chosen.items() if on}
         return write_model(directory, coded, self._checkpoint, model)
 

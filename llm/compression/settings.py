@@ -35,6 +35,9 @@ class Settings:
     """States of the trellis; 1 is scalar quantization. More are slower and better: 8 take twice the time of 1."""
     feedback: bool = True
     """Let later weights make up for the rounding errors of earlier ones (GPTQ, LDLQ)."""
+    output_feedback: bool = False
+    """Let later rows make up for the errors of earlier ones too, by what the gradients of a layer's outputs have in
+    common. Rows then wait for each other: takes longer."""
     embedding_bits: int | None = None
     """Hold the embedding (and a head of its own) in integers of this width, groups of 64, as others do; by default
     they follow the same dial as everything else, and take fewer bytes at equal quality."""
@@ -71,6 +74,8 @@ class Settings:
             raise OccError("--embedding-bits takes the embedding off the dial that --bytes turns: give --bits instead")
         if self.sequential and not self.feedback:
             raise OccError("--sequential renews the feedback, and --no-feedback leaves none: drop one of them")
+        if self.output_feedback and not self.feedback:
+            raise OccError("--output-feedback adds to the feedback along the inputs: drop --no-feedback")
         if not 0 < self.damping <= 1:
             raise OccError(f"--damping {self.damping} is out of range: choose a number above 0, up to 1")
 

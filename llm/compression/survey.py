@@ -16,8 +16,9 @@ from ..calibration import Statistics
 from ..checkpoints import Checkpoint
 from ..errors import said_of
 from ..parallel import Track, in_pairs, untracked
+from ..roles import is_linear
 from .allocation import probe_rows
-from .factors import Factors
+from .factors import Factors, OutputFactors
 from .network import Network, prepare_network
 from .plan import MatrixPlan, plan_matrix
 from .settings import Settings
@@ -30,6 +31,7 @@ class Survey:
     Attributes:
         network: folded, in its coordinates.
         factors: of the second moments of all inputs, on disk.
+        outputs: of the Fisher matrices of the linear layers' outputs, if rows make up for each other.
         plans: relative steps and scale classes by name of the matrix, in the order of the network.
         probes: a few rows of every matrix.
         premises: the settings that this depends on.
@@ -37,6 +39,7 @@ class Survey:
 
     network: Network
     factors: Factors
+    outputs: OutputFactors | None
     plans: Mapping[str, MatrixPlan]
     probes: Mapping[str, Float[np.ndarray, "rows d_in"]]
     premises: tuple
@@ -67,6 +70,7 @@ def survey(
     """
     with tempfile.TemporaryDirectory(prefix="occ-survey-") as scratch:
         factors = Factors(Path(scratch), damping=settings.damping, feedback=settings.feedback)
+        outputs = OutputFactors(Path(scratch)) if settings.output_feedback else None
         plans: dict[str, MatrixPlan] = {}
         probes: dict[str, np.ndarray] = {}
         with said_of(checkpoint.name):
@@ -75,17 +79,25 @@ def survey(
             inputs = tuple(groups)
 
             def look(name: str) -> list[tuple[MatrixPlan, np.ndarray]]:
-                return [_look_at(reader, network, factors) for reader in groups[name]]
+                return [_look_at(reader, network, factors, outputs) for reader in groups[name]]
 
             for _, found in in_pairs(look, track(inputs, "plan"), inputs):
                 plans |= {plan.name: plan for plan, _ in found}
                 probes |= {plan.name: rows for plan, rows in found}
         plans = {name: plans[name] for name in network.matrices}
-        yield Survey(network=network, factors=factors, plans=plans, probes=probes, premises=_premises(settings))
+        yield Survey(
+            network=network,
+            factors=factors,
+            outputs=outputs,
+            plans=plans,
+            probes=probes,
+            premises=_premises(settings),
+        )
 
 
 def _premises(settings: Settings) -> tuple:
-    return settings.coordinates, settings.transforms, settings.seed, settings.damping, settings.feedback
+    chosen = settings.coordinates, settings.transforms, settings.seed
+    return *chosen, settings.damping, settings.feedback, settings.output_feedback
 
 
 def _groups(network: Network, factors: Factors) -> dict[str, list[str]]:
@@ -96,10 +108,14 @@ def _groups(network: Network, factors: Factors) -> dict[str, list[str]]:
     return groups
 
 
-def _look_at(name: str, network: Network, factors: Factors) -> tuple[MatrixPlan, np.ndarray]:
+def _look_at(
+    name: str, network: Network, factors: Factors, outputs: OutputFactors | None
+) -> tuple[MatrixPlan, np.ndarray]:
     w = network.coefficients(name)
     if not np.isfinite(w).all():
         raise ValueError(f"{name} holds NaN or infinite weights; take an intact checkpoint")
     sensitivity = network.sensitivity(name)
-    factor = factors.of(name, sensitivity.hessian)
-    return plan_matrix(name, w, factor.relative_steps, sensitivity.rows), w[probe_rows(*w.shape)].copy()
+    factor, rows = factors.of(name, sensitivity.hessian), sensitivity.rows
+    if outputs is not None and is_linear(name):
+        rows = np.asarray(outputs.of(name, network.statistics.fisher_matrix(name)).weights)
+    return plan_matrix(name, w, factor.relative_steps, rows), w[probe_rows(*w.shape)].copy()

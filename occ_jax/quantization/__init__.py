@@ -6,6 +6,7 @@ from occ_jax.quantization.codebook import Codebook, reconstruct, search_tables
 from occ_jax.quantization.deadzone import DeadZone, rdo_round
 from occ_jax.quantization.feedback import FeedbackResult, quantize_with_feedback
 from occ_jax.quantization.hessian import HessianFactor, prepare_hessian
+from occ_jax.quantization.output_feedback import OutputFactor, prepare_outputs
 from occ_jax.quantization.scales import fit_class_levels, scale_classes
 from occ_jax.quantization.trellis_coding import decode_indices, encode_indices
 from occ_jax.quantization.uniform import Uniform
@@ -16,6 +17,7 @@ __all__ = [
     "DeadZone",
     "FeedbackResult",
     "HessianFactor",
+    "OutputFactor",
     "Quantizer",
     "Uniform",
     "decode_indices",
@@ -23,6 +25,7 @@ __all__ = [
     "fit_affine",
     "fit_class_levels",
     "prepare_hessian",
+    "prepare_outputs",
     "quantize_with_feedback",
     "rdo_round",
     "reconstruct",

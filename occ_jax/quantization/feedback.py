@@ -29,6 +29,7 @@ from jaxtyping import Array, Float, Float32, Int, Int32
 from occ_jax._pytree import pytree_dataclass
 from occ_jax.quantization.codebook import SearchTables
 from occ_jax.quantization.hessian import HessianFactor
+from occ_jax.quantization.output_feedback import OutputFactor, search_groups
 from occ_jax.quantization.row_parallel import Devices, over_rows
 from occ_jax.quantization.survivors import Columns, search_rows
 from occ_jax.quantization.trellis import HIGH_RATE_LMBDA
@@ -65,6 +66,7 @@ def _quantize(
     column_level,
     tables,
     lmbda,
+    outputs,
     num_states,
     block,
     delay,
@@ -76,8 +78,8 @@ def _quantize(
     t = w / step_row[:, None] / step[None, :]
     coupling = jnp.triu(relative[:, None] * upper / step[None, :], 1)
     weight = jnp.square(relative / jnp.exp(jnp.mean(jnp.log(relative))))
-    coupling = jnp.pad(coupling, ((delay * block, padding), (0, padding)))
-    columns = Columns(coupling, jnp.pad(weight, (0, padding)), jnp.pad(column_level, (0, padding)))
+    padded = jnp.pad(coupling, ((delay * block, padding), (0, padding)))
+    columns = Columns(padded, jnp.pad(weight, (0, padding)), jnp.pad(column_level, (0, padding)))
     search = partial(search_rows, num_states=num_states, block=block, delay=delay, class_shift=class_shift)
 
     def run(rows, shared):
@@ -91,7 +93,10 @@ def _quantize(
         q, residual = lax.map(lambda rows: search(rows[0].T, rows[1], *shared), (t, row_level))
         return tuple(x.mT.reshape(num_rows + fill, -1)[:num_rows, :num_columns] for x in (q, residual))
 
-    return FeedbackResult(*over_rows(run, devices)((t, row_level), (columns, tables, lmbda)))
+    shared = columns, tables, lmbda
+    if outputs is None:
+        return FeedbackResult(*over_rows(run, devices)((t, row_level), shared))
+    return FeedbackResult(*search_groups(lambda rows: run(rows, shared), (t, row_level), step_row, coupling, outputs))
 
 
 def _rows_together(num_columns: int, block: int, num_states: int) -> int:
@@ -114,6 +119,7 @@ def quantize_with_feedback(
     class_shift: int = 0,
     lmbda: float | None = None,
     delay: int | None = None,
+    outputs: OutputFactor | None = None,
     devices: Devices = None,
 ) -> FeedbackResult:
     r"""Quantize a matrix, column after column, each row a path of the trellis.
@@ -139,7 +145,10 @@ def quantize_with_feedback(
         class_shift: ``shift`` of the scale classes.
         lmbda: squared steps that one bit is worth; the high-rate slope when left out. 0 ignores the rate.
         delay: columns after which a path is decided, :data:`DELAYS` when left out.
+        outputs: how rows make up for each other, by :func:`~occ_jax.quantization.output_feedback.prepare_outputs`;
+            without it they are independent.
         devices: devices to share the rows between, in equal parts; the result does not depend on them.
+            With ``outputs`` rows wait for each other, and there can be but one.
 
     Returns:
         Indices and residuals in the column order of ``w``. The paths of the trellis follow ``factor.order``.
@@ -159,6 +168,11 @@ def quantize_with_feedback(
         raise ValueError(
             f"{int((~np.isfinite(w)).sum())} weights are NaN or infinite: there is no nearest index for them"
         )
+    if outputs is not None:
+        if outputs.weights.size != len(w):
+            raise ValueError(f"the factor of the outputs has {outputs.weights.size} rows, the weights have {len(w)}")
+        if devices is not None and len(devices) > 1:
+            raise ValueError(f"rows that make up for each other cannot be shared by {len(devices)} devices: give one")
     delay = DELAYS[num_states] if delay is None else delay
     if delay < 0:
         raise ValueError(f"a path is decided after 0 columns or more, got {delay}")
@@ -175,6 +189,7 @@ def quantize_with_feedback(
         jnp.asarray(np.asarray(column_level)[order], jnp.int32),
         tables,
         jnp.asarray(HIGH_RATE_LMBDA[num_states] if lmbda is None else lmbda, jnp.float32),
+        outputs,
         num_states=num_states,
         block=_BLOCK,
         delay=0 if num_states == 1 else max(1, -(-delay // _BLOCK)),
