@@ -67,7 +67,7 @@ class BenchCommand:
     """Windows to calibrate on."""
     calibration_window: int = 1024
     """Tokens per calibration window."""
-    fisher_windows: int = 8
+    fisher_windows: int = 16
     """Calibration windows on which the sensitivity of the outputs is measured, which takes twice as long a window."""
     keep: bool = False
     """Leave the compressed models in OUT/files."""

@@ -40,7 +40,7 @@ class CalibrationText:
     """Windows of text to read; more is better and slower."""
     calibration_window: int = 1024
     """Tokens per window."""
-    fisher_windows: int = 8
+    fisher_windows: int = 16
     """Windows of these on which the sensitivity of the outputs is measured, which takes twice as long a window."""
     finish_windows: int = 32
     """Windows of text on which row scales and gains are tuned, below 3 bits."""

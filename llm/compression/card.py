@@ -55,5 +55,5 @@ def model_card(name: str, settings: Settings, sizes: Sizes, text: str, *, finish
 
 def _feedback(settings: Settings) -> str:
     feedback = " with feedback" if settings.feedback else ""
-    feedback += " along inputs and outputs" if settings.output_feedback else ""
+    feedback += " along inputs and outputs" if settings.feeds_rows else ""
     return feedback + (", block after block" if settings.sequential else "")

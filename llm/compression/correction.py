@@ -1,15 +1,15 @@
 r"""Sensitivity, corrected by what the divergence really does where errors are large.
 
-The model behind every step, :math:`D_{KL} \approx \frac12 \sum_i g_i \, e_i H e_i^\top`, is of second order: it holds
-for small errors. At low rates some layers cost more than it says, and others less. So the network is quantized once,
-and for each group :math:`k` of matrices (one kind in one third of the depth; the embedding and a head by themselves)
+The model behind every step, :math:`D_{KL} \approx \frac12 \operatorname{tr}(G E H E^\top)`, is of second order and
+holds for small errors. At low rates some layers cost more than it says, and others less. So the network is quantized
+once, and for each group :math:`k` of matrices (one kind in one third of the depth; embedding and head by themselves)
 half of the energy of their errors is taken away, :math:`\hat W \leftarrow W + \sqrt{1/2}\, (\hat W - W)`, which by the
 model is worth half of the group's share. The ratio of the measured fall to that,
 
 .. math::
 
     \rho_k = \frac{D_{KL}(\hat W) - D_{KL}(\hat W \text{ with } k \text{ eased})}
-                  {\frac12 \cdot \frac12 \sum_{i \in k} g_i \, e_i H e_i^\top}
+                  {\frac12 \cdot \frac12 \sum_{W \in k} \operatorname{tr}(G E H E^\top)}
 
 relative to the median of all groups, multiplies the Fisher information of the group's rows: their steps move by
 :math:`\rho_k^{-1/2}`. A fall is believed only as far as it lies more than :data:`STANDARD_ERRORS` from what the median
@@ -38,7 +38,7 @@ from ..errors import OccError
 from ..evaluation import Reference, Windows, evaluate
 from ..model import LanguageModel
 from ..parallel import Track
-from ..roles import kind_of, layer_of
+from ..roles import is_linear, kind_of, layer_of
 from ..weights import DerivedWeights, Weights
 from .finishing import cut_shorter
 from .maker import blocks_of
@@ -143,7 +143,8 @@ class Easing:
         sensitivity, transform = self._network.sensitivity(name), self._network.stored_transform(name)
         w, w_hat = (transform.forward(jnp.asarray(side[name])) for side in (self._network.weights, self._quantized))
         hessian = jnp.asarray(sensitivity.hessian, jnp.float32)
-        rows = jnp.asarray(sensitivity.rows, jnp.float32)
+        outputs = self._network.statistics.fisher_matrix(name) if is_linear(name) else sensitivity.rows
+        rows = jnp.asarray(outputs, jnp.float32)
         return float(hessian_weighted_error(w, w_hat, hessian, row_weights=rows)) / 2
 
     @cached_property

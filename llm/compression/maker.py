@@ -245,8 +245,11 @@ class Maker:
     def _write(self, directory: Path, coded: dict[str, CodedTensor]) -> Sizes:
         settings = self._settings
         model = {"coordinates": settings.coordinates, "quantizer": settings.quantizer, "feedback": settings.feedback}
-        names = ("output_feedback", "sequential", "correct_sensitivity")
-        chosen = {name: getattr(settings, name) for name in names}
+        chosen = {
+            "output_feedback": settings.feeds_rows,
+            "sequential": settings.sequential,
+            "correct_sensitivity": settings.correct_sensitivity,
+        }
         model |= {name: True for name, on in chosen.items() if on}
         return write_model(directory, coded, self._checkpoint, model)
 

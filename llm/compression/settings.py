@@ -35,9 +35,9 @@ class Settings:
     """States of the trellis; 1 is scalar quantization. More are slower and better: 8 take twice the time of 1."""
     feedback: bool = True
     """Let later weights make up for the rounding errors of earlier ones (GPTQ, LDLQ)."""
-    output_feedback: bool = False
-    """Let later rows make up for the errors of earlier ones too, by what the gradients of a layer's outputs have in
-    common. Rows then wait for each other: takes longer."""
+    output_feedback: bool = True
+    """Let later rows, too, make up for the errors of earlier ones, by what the gradients of a layer's outputs have in
+    common. Only together with the other feedback."""
     embedding_bits: int | None = None
     """Hold the embedding (and a head of its own) in integers of this width, groups of 64, as others do; by default
     they follow the same dial as everything else, and take fewer bytes at equal quality."""
@@ -74,8 +74,6 @@ class Settings:
             raise OccError("--embedding-bits takes the embedding off the dial that --bytes turns: give --bits instead")
         if self.sequential and not self.feedback:
             raise OccError("--sequential renews the feedback, and --no-feedback leaves none: drop one of them")
-        if self.output_feedback and not self.feedback:
-            raise OccError("--output-feedback adds to the feedback along the inputs: drop --no-feedback")
         if not 0 < self.damping <= 1:
             raise OccError(f"--damping {self.damping} is out of range: choose a number above 0, up to 1")
 
@@ -84,6 +82,11 @@ class Settings:
         """The one number that the file has to have."""
         kind: Kind = next(kind for kind in GOALS if getattr(self, kind) is not None)
         return Goal(kind=kind, value=float(getattr(self, kind)))
+
+    @property
+    def feeds_rows(self) -> bool:
+        """Whether later rows make up for the errors of earlier ones."""
+        return self.feedback and self.output_feedback
 
     @property
     def quantizer(self) -> str:

@@ -70,7 +70,7 @@ def survey(
     """
     with tempfile.TemporaryDirectory(prefix="occ-survey-") as scratch:
         factors = Factors(Path(scratch), damping=settings.damping, feedback=settings.feedback)
-        outputs = OutputFactors(Path(scratch)) if settings.output_feedback else None
+        outputs = OutputFactors(Path(scratch)) if settings.feeds_rows else None
         plans: dict[str, MatrixPlan] = {}
         probes: dict[str, np.ndarray] = {}
         with said_of(checkpoint.name):
@@ -97,7 +97,7 @@ def survey(
 
 def _premises(settings: Settings) -> tuple:
     chosen = settings.coordinates, settings.transforms, settings.seed
-    return *chosen, settings.damping, settings.feedback, settings.output_feedback
+    return *chosen, settings.damping, settings.feedback, settings.feeds_rows
 
 
 def _groups(network: Network, factors: Factors) -> dict[str, list[str]]:

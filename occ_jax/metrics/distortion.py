@@ -50,23 +50,24 @@ def hessian_weighted_error(
     w_hat: Float[Array, "d_out d_in"],
     hessian: Float[Array, "d_in d_in"],
     *,
-    row_weights: Float[Array, " d_out"] | None = None,
+    row_weights: Float[Array, " d_out"] | Float[Array, "d_out d_out"] | None = None,
 ) -> Float[Array, ""]:
     r"""Expected squared error of a linear layer's outputs.
 
     .. math::
 
-        D = \sum_i g_i\, e_i H e_i^\top = \mathbb{E}\,\bigl\lVert \operatorname{diag}(g)^{1/2} (W - \hat W)\, x
-        \bigr\rVert^2, \qquad H = \mathbb{E}[x x^\top]
+        D = \operatorname{tr}(G E H E^\top) = \sum_i g_i\, e_i H e_i^\top = \mathbb{E}\,\bigl\lVert
+        \operatorname{diag}(g)^{1/2} E\, x \bigr\rVert^2, \qquad H = \mathbb{E}[x x^\top]
 
-    with :math:`e_i` the row ``i`` of :math:`W - \hat W`. With :math:`g_i` the diagonal Fisher information of the
-    outputs, ``D / 2`` is to second order the increase of the model's Kullback-Leibler divergence, in nats.
+    with :math:`E = W - \hat W` of rows :math:`e_i`, the last two if :math:`G` is diagonal. With :math:`G` the Fisher
+    information of the outputs, ``D / 2`` is to second order the increase of the model's Kullback-Leibler divergence, in
+    nats.
 
     Args:
         w: weight.
         w_hat: reconstruction.
         hessian: :math:`H`, second moment of the layer's inputs.
-        row_weights: :math:`g`, ones when None.
+        row_weights: :math:`G`, or its diagonal :math:`g`; ones when None.
 
     Returns:
         The sum over rows, not a mean, in float32 or wider.
@@ -80,6 +81,8 @@ def hessian_weighted_error(
     """
     error = _difference(w, w_hat)
     products = jnp.matmul(error, hessian.astype(error.dtype), precision="highest")
+    if row_weights is not None and row_weights.ndim == 2:
+        return (jnp.matmul(row_weights.astype(error.dtype), products, precision="highest") * error).sum()
     rows = (products * error).sum(-1)
     return rows.sum() if row_weights is None else (rows * row_weights.astype(error.dtype)).sum()
 

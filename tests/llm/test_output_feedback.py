@@ -12,7 +12,6 @@ from occ_llm.checkpoints.compressed import CONTAINER
 from occ_llm.compression import Settings, compress
 from occ_llm.compression.network import prepare_network
 from occ_llm.compression.survey import survey
-from occ_llm.errors import OccError
 from occ_llm.roles import is_linear
 
 from occ_jax.codec import decode_tensor, open_container
@@ -47,7 +46,7 @@ def test_the_weighted_error_is_smaller_at_the_same_size(coordinates, toy, toy_st
 
 
 def test_steps_follow_what_an_error_costs_when_it_is_made(toy, toy_statistics):
-    settings = Settings(bits=BITS, output_feedback=True)
+    settings = Settings(bits=BITS)
     with survey(toy, toy_statistics, settings) as found:
         assert found.outputs is not None
         for name, plan in found.plans.items():
@@ -55,11 +54,11 @@ def test_steps_follow_what_an_error_costs_when_it_is_made(toy, toy_statistics):
                 levels = 8 * np.log2(np.asarray(found.outputs.load(name).weights) ** -0.5)
                 assert np.abs(plan.step_rows - levels).max() <= 0.5 + 1e-3
         assert found.serves(settings)
-        assert not found.serves(Settings(bits=BITS))
+        assert not found.serves(Settings(bits=BITS, output_feedback=False))
 
 
 def test_a_file_is_the_same_every_time_and_says_how_it_was_made(toy, toy_statistics, tmp_path):
-    settings = Settings(step=0.02, states=4, output_feedback=True)
+    settings = Settings(step=0.02, states=4)
     for name in ("a", "b"):
         compress(toy, tmp_path / name, toy_statistics, settings)
     assert (tmp_path / "a" / CONTAINER).read_bytes() == (tmp_path / "b" / CONTAINER).read_bytes()
@@ -71,14 +70,16 @@ def test_blocks_in_sequence_keep_it(toy, toy_config, toy_weights, toy_tokens, te
     config = toy_config(tie_word_embeddings=False)
     model = dataclasses.replace(toy, config=config, weights=toy_weights(config))
     statistics = calibrate(config, model.weights, toy_tokens, key=jax.random.key(0))
-    settings = Settings(step=0.05, output_feedback=True, sequential=True)
+    settings = Settings(step=0.05, sequential=True)
     made = compress(model, tmp_path / "out", statistics, settings, tokens=text)
     assert made.sizes.file_bytes == (tmp_path / "out" / CONTAINER).stat().st_size
 
 
-def test_it_adds_to_the_feedback_along_inputs():
-    with pytest.raises(OccError, match="drop --no-feedback"):
-        Settings(bits=3.0, feedback=False, output_feedback=True)
+def test_without_feedback_along_inputs_there_is_none_along_outputs(toy, toy_statistics):
+    settings = Settings(bits=BITS, feedback=False)
+    assert not settings.feeds_rows
+    with survey(toy, toy_statistics, settings) as found:
+        assert found.outputs is None
 
 
 def test_a_method_of_the_bench():

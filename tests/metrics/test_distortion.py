@@ -76,6 +76,9 @@ def test_hessian_weighted_error_is_the_error_of_the_outputs(layer):
     args = single(w), single(w_hat), single(hessian)
     np.testing.assert_allclose(hessian_weighted_error(*args), outputs.sum(), rtol=1e-4)
     np.testing.assert_allclose(hessian_weighted_error(*args, row_weights=single(g)), (g * outputs).sum(), rtol=1e-4)
+    fisher = np.diag(g) + 0.1 * np.outer(g, g)
+    expected = np.einsum("ij,jk,kl,il->", fisher, w - w_hat, hessian, w - w_hat)
+    np.testing.assert_allclose(hessian_weighted_error(*args, row_weights=single(fisher)), expected, rtol=1e-4)
 
 
 def test_hessian_weighted_error_with_white_inputs_is_the_squared_error(layer):
