@@ -1,11 +1,13 @@
 """Record what `occ bench` measured: the numbers, the figure and the page with the tables.
 
     occ bench smollm2-135m-q4_1 --text wiki.txt --out bench ...   # as often as needed, with any methods and rates
-    python scripts/update_bench.py bench                          # take its rows over, write page and figure
+    python scripts/update_bench.py bench                          # add its rows, write page and figure
     python scripts/update_bench.py --check                        # exit code 1 unless page and record say the same
 
 ``bench/rows.json`` holds every row that was measured for one model and one text, over several commands. The script
-keeps them in ``docs/results/bench.json`` and writes ``docs/results/bench.md`` and ``docs/results/bench.svg`` from that.
+adds them to ``docs/results/bench.json``, in the place of older rows of the same method and rate, with what
+``occ bench --distances`` has left in the same directory, and writes
+``docs/results/bench.md`` and ``docs/results/bench.svg`` from that.
 """
 
 import json
@@ -39,9 +41,47 @@ def take_over(bench: Path) -> dict[str, Any]:
     if len(originals) != 1:
         raise SystemExit(f"{bench}/rows.json has rows of {len(originals)} texts or models: give each a directory")
     rows = [fields for key, fields in records.items() if not key.startswith("original ")]
-    rows.sort(key=lambda row: (row["coordinates"], row["quantizer"], row["feedback"], row["file_bytes"]))
+    rows.sort(key=_order)
     facts = {name: results[name] for name in FACTS} | {"text": PurePath(results["text"]).name}
-    return {**facts, "reference_perplexity": originals[0], "rows": rows}
+    return {**facts, "reference_perplexity": originals[0], "rows": rows, "distances": _distances(bench)}
+
+
+def _distances(bench: Path) -> list[dict[str, Any]]:
+    """Summaries of the distances of layers from their limit, each with the number of layers."""
+    file = bench / "distances.json"
+    if not file.exists():
+        return []
+    measured = json.loads(file.read_text(encoding="utf-8"))["distances"]
+    return [{k: v for k, v in d.items() if k != "layers"} | {"matrices": len(d["layers"])} for d in measured]
+
+
+def merged(record: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """A record with the rows of a bench in it, each in the place of the one of the same method at the same rate.
+
+    Raises:
+        SystemExit: the two were measured on different models, texts or windows.
+    """
+    for name in FACTS:
+        if record[name] != found[name]:
+            raise SystemExit(
+                f"{RECORD} was measured with {name} = {record[name]!r} and this bench with {found[name]!r}: rows of "
+                f"both do not belong in one table; remove {RECORD} to begin anew"
+            )
+    rows = {_method(row): row for row in (*record["rows"], *found["rows"])}
+    distances = {_setting(d): d for d in (*record.get("distances", ()), *found["distances"])}
+    return {**record, "rows": sorted(rows.values(), key=_order), "distances": [distances[k] for k in sorted(distances)]}
+
+
+def _setting(distance: dict[str, Any]) -> tuple:
+    return distance["coordinates"], distance["states"], distance["rate"]
+
+
+def _method(row: dict[str, Any]) -> tuple:
+    return row["coordinates"], row["quantizer"], row["feedback"], round(row["linear_bits_per_weight"], 1)
+
+
+def _order(row: dict[str, Any]) -> tuple:
+    return row["coordinates"], row["quantizer"], row["feedback"], row["file_bytes"]
 
 
 def rows_of(record: dict[str, Any]) -> list[Row]:
@@ -68,6 +108,7 @@ def page(record: dict[str, Any]) -> str:
         lines += ["", f"## About {rate:g} bits", "", _head(*_COLUMNS)]
         lines += ["| " + " | ".join(_cells(row, reference)) + " |" for row in sorted(group, key=lambda r: r.kl_mean)]
     lines += ["", *_equal_quality(rows)]
+    lines += _distance_table(record.get("distances", ()))
     return "\n".join(lines) + "\n"
 
 
@@ -121,6 +162,28 @@ def _equal_quality(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
+def _distance_table(distances: Sequence[dict[str, Any]]) -> list[str]:
+    """Distances of layers from reverse water-filling."""
+    if not distances:
+        return []
+    lines = [
+        "",
+        "## Distance from the rate-distortion limit",
+        "",
+        "Bits per weight, of coded bytes with all side information, above the rate-distortion function of each layer",
+        "(Gaussian, with its row and column scales) at the weighted error that it reached; quartiles over matrices of",
+        "blocks spread over the depth. Measured by `occ bench --distances`; rows do not make up for each other here.",
+        "",
+        _head("coordinates", "quantizer", "matrices", "bits per weight", "lower quartile", "median", "upper quartile"),
+    ]
+    for d in distances:
+        name = "scalar" if d["states"] == 1 else f"trellis {d['states']}"
+        quartiles = (f"{d[key]:.4f}" for key in ("lower_quartile", "median", "upper_quartile"))
+        cells = (d["coordinates"], name, str(d["matrices"]), f"{d['bits_per_weight']:.2f}", *quartiles)
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
 def main(bench: Annotated[Path | None, tyro.conf.Positional] = None, check: bool = False) -> None:
     """Take over a bench, or check the page.
 
@@ -132,7 +195,9 @@ def main(bench: Annotated[Path | None, tyro.conf.Positional] = None, check: bool
         drifted = (ROOT / PAGE).read_text(encoding="utf-8") != page(_read())
         sys.exit(f"{PAGE} does not say what {RECORD} says: run `{COMMAND}`" if drifted else 0)
     if bench is not None:
-        (ROOT / RECORD).write_text(json.dumps(take_over(bench), indent=1) + "\n", encoding="utf-8")
+        found = take_over(bench)
+        record = merged(_read(), found) if (ROOT / RECORD).exists() else found
+        (ROOT / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     record = _read()
     (ROOT / PAGE).write_text(page(record), encoding="utf-8")
     bench_figure(rows_of(record), ROOT / FIGURE, model=record["model"])

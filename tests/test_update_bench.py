@@ -48,6 +48,34 @@ def test_every_row_is_taken_over_and_compared_at_equal_divergence(bench):
     assert "| identity, scalar with feedback | 25,000,000 (+25.0%) | 37,500,000 (+25.0%) |" in page
 
 
+def test_rows_are_added_to_a_record_in_the_place_of_older_ones(bench):
+    found = script.take_over(bench)
+    older = {**found, "rows": [row("trellis 8", 2.003, 0.5), row("trellis 8", 2.5, 0.2)]}
+    record = script.merged(older, found)
+    curve = [(r["linear_bits_per_weight"], r["kl_mean"]) for r in record["rows"] if r["quantizer"] == "trellis 8"]
+    assert curve == [(2.0, 0.4), (2.5, 0.2), (3.0, 0.1)]
+    assert len(record["rows"]) == 5
+    with pytest.raises(SystemExit, match="windows = 12 and this bench with 2"):
+        script.merged({**found, "windows": 12}, found)
+
+
+def test_distances_of_layers_have_a_table(bench):
+    quartiles = {"lower_quartile": 0.07, "median": 0.08, "upper_quartile": 0.09, "feedback_median": 0.08}
+    distance = {
+        "coordinates": "klt",
+        "states": 8,
+        "rate": 2.0,
+        "bits_per_weight": 2.01,
+        **quartiles,
+        "layers": [{}] * 7,
+    }
+    (bench / "distances.json").write_text(json.dumps({"model": "small", "distances": [distance]}))
+    found = script.take_over(bench)
+    older = {**found, "distances": [{**found["distances"][0], "rate": 3.0}]}
+    assert [d["rate"] for d in script.merged(older, found)["distances"]] == [2.0, 3.0]
+    assert "| klt | trellis 8 | 7 | 2.01 | 0.0700 | 0.0800 | 0.0900 |" in script.page(found)
+
+
 def test_rows_of_two_texts_are_refused(bench):
     records = json.loads((bench / "rows.json").read_text())
     (bench / "rows.json").write_text(json.dumps({**records, "original c d": {"perplexity": 21.0}}))
