@@ -137,8 +137,11 @@ def test_an_interrupted_correction_goes_on_and_ends_in_the_same_bytes(toy, toy_s
 
 
 def test_what_the_model_predicts_is_right_where_errors_are_small(toy, toy_statistics, text, tmp_path):
-    """On the text of the statistics and at a fine step, all groups together cost what the second order says."""
-    settings = Settings(step=0.004, states=1, correct_sensitivity=True)
+    """On the text of the statistics and at a fine step, all groups together cost what the second order says.
+
+    Of errors that have not been fitted to the Fisher matrices of so short a text: those look cheaper than they are.
+    """
+    settings = Settings(step=0.004, states=1, output_feedback=False, correct_sensitivity=True)
     found = compress(toy, tmp_path / "out", toy_statistics, settings, tokens=text).slopes
     assert sum(slope.fall for slope in found) == pytest.approx(sum(slope.predicted for slope in found), rel=0.35)
 
