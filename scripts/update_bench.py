@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import tyro
 from occ_llm.figures import bench_figure
-from occ_llm.results import Row, at_equal_bytes, bytes_at_kl, series_of
+from occ_llm.results import Row, bytes_at_kl, series_of
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD, PAGE, FIGURE = (Path("docs/results") / name for name in ("bench.json", "bench.md", "bench.svg"))
@@ -141,11 +141,11 @@ def _by_rate(rows: Sequence[Row]) -> dict[float, list[Row]]:
 
 
 def _equal_quality(rows: Sequence[Row]) -> list[str]:
-    """Whole files at equal divergence: what every curve needs beyond the best one."""
+    """Whole files at equal divergence: what every curve needs beyond the one that reaches the lowest."""
     curves = {name: curve for name, curve in series_of(rows).items() if len(curve) > 1}
     if len(curves) < 2:
         return []
-    best = at_equal_bytes([row for curve in curves.values() for row in curve]).anchor
+    best = min(curves, key=lambda name: min((row.kl_mean, row.file_bytes) for row in curves[name]))
     targets = sorted((row.kl_mean for row in curves[best]), reverse=True)
     lines = [
         "## File bytes at equal divergence",
