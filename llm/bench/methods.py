@@ -170,7 +170,7 @@ def make_file(
         seed=method.seed,
         states=method.parameter,
         feedback=method.feedback,
-        output_feedback="outputs" in method.extras,
+        output_feedback="always" if "outputs" in method.extras else "never",
         embedding_bits=method.embedding_bits,
         correct_sensitivity="corrected" in method.extras,
         sequential="sequential" in method.extras,

@@ -11,6 +11,9 @@ from .targets import Goal, Kind
 GOALS: tuple[Kind, ...] = ("bits", "bytes", "kl", "step")
 STATES = (1, 4, 8, 16, 32, 64, 128, 256)
 
+OUTPUTS_BELOW = 3.0
+"""Bits per linear weight below which feedback along the outputs has been seen to pay."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -35,9 +38,9 @@ class Settings:
     """States of the trellis; 1 is scalar quantization. More are slower and better: 8 take twice the time of 1."""
     feedback: bool = True
     """Let later weights make up for the rounding errors of earlier ones (GPTQ, LDLQ)."""
-    output_feedback: bool = True
+    output_feedback: Literal["auto", "always", "never"] = "auto"
     """Let later rows, too, make up for the errors of earlier ones, by what the gradients of a layer's outputs have in
-    common. Only together with the other feedback."""
+    common; auto does so where --bits asks for less than 3, and the other feedback is on."""
     embedding_bits: int | None = None
     """Hold the embedding (and a head of its own) in integers of this width, groups of 64, as others do; by default
     they follow the same dial as everything else, and take fewer bytes at equal quality."""
@@ -86,7 +89,9 @@ class Settings:
     @property
     def feeds_rows(self) -> bool:
         """Whether later rows make up for the errors of earlier ones."""
-        return self.feedback and self.output_feedback
+        if self.output_feedback != "auto":
+            return self.feedback and self.output_feedback == "always"
+        return self.feedback and self.bits is not None and self.bits < OUTPUTS_BELOW
 
     @property
     def quantizer(self) -> str:

@@ -141,7 +141,7 @@ def test_what_the_model_predicts_is_right_where_errors_are_small(toy, toy_statis
 
     Of errors that have not been fitted to the Fisher matrices of so short a text: those look cheaper than they are.
     """
-    settings = Settings(step=0.004, states=1, output_feedback=False, correct_sensitivity=True)
+    settings = Settings(step=0.004, states=1, correct_sensitivity=True)
     found = compress(toy, tmp_path / "out", toy_statistics, settings, tokens=text).slopes
     assert sum(slope.fall for slope in found) == pytest.approx(sum(slope.predicted for slope in found), rel=0.35)
 

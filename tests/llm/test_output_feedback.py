@@ -37,16 +37,16 @@ def test_the_weighted_error_is_smaller_at_the_same_size(coordinates, toy, toy_st
     settings = Settings(bits=BITS, coordinates=coordinates, states=4)
     network = prepare_network(toy.config, toy.weights, toy_statistics, settings)
     errors = {}
-    for outputs in (False, True):
+    for outputs in ("never", "always"):
         chosen = dataclasses.replace(settings, output_feedback=outputs)
-        made = compress(toy, tmp_path / str(outputs), toy_statistics, chosen)
+        made = compress(toy, tmp_path / outputs, toy_statistics, chosen)
         assert made.sizes.linear_bits_per_weight == pytest.approx(BITS, rel=0.005)
-        errors[outputs] = weighted_error(network, tmp_path / str(outputs))
-    assert errors[True] < 0.97 * errors[False]
+        errors[outputs] = weighted_error(network, tmp_path / outputs)
+    assert errors["always"] < 0.97 * errors["never"]
 
 
 def test_steps_follow_what_an_error_costs_when_it_is_made(toy, toy_statistics):
-    settings = Settings(bits=BITS)
+    settings = Settings(bits=BITS, output_feedback="always")
     with survey(toy, toy_statistics, settings) as found:
         assert found.outputs is not None
         for name, plan in found.plans.items():
@@ -54,11 +54,11 @@ def test_steps_follow_what_an_error_costs_when_it_is_made(toy, toy_statistics):
                 levels = 8 * np.log2(np.asarray(found.outputs.load(name).weights) ** -0.5)
                 assert np.abs(plan.step_rows - levels).max() <= 0.5 + 1e-3
         assert found.serves(settings)
-        assert not found.serves(Settings(bits=BITS, output_feedback=False))
+        assert not found.serves(Settings(bits=BITS, output_feedback="never"))
 
 
 def test_a_file_is_the_same_every_time_and_says_how_it_was_made(toy, toy_statistics, tmp_path):
-    settings = Settings(step=0.02, states=4)
+    settings = Settings(step=0.02, states=4, output_feedback="always")
     for name in ("a", "b"):
         compress(toy, tmp_path / name, toy_statistics, settings)
     assert (tmp_path / "a" / CONTAINER).read_bytes() == (tmp_path / "b" / CONTAINER).read_bytes()
@@ -70,16 +70,25 @@ def test_blocks_in_sequence_keep_it(toy, toy_config, toy_weights, toy_tokens, te
     config = toy_config(tie_word_embeddings=False)
     model = dataclasses.replace(toy, config=config, weights=toy_weights(config))
     statistics = calibrate(config, model.weights, toy_tokens, key=jax.random.key(0))
-    settings = Settings(step=0.05, sequential=True)
+    settings = Settings(step=0.05, sequential=True, output_feedback="always")
     made = compress(model, tmp_path / "out", statistics, settings, tokens=text)
     assert made.sizes.file_bytes == (tmp_path / "out" / CONTAINER).stat().st_size
 
 
 def test_without_feedback_along_inputs_there_is_none_along_outputs(toy, toy_statistics):
-    settings = Settings(bits=BITS, feedback=False)
+    settings = Settings(bits=BITS, feedback=False, output_feedback="always")
     assert not settings.feeds_rows
     with survey(toy, toy_statistics, settings) as found:
         assert found.outputs is None
+
+
+@pytest.mark.parametrize(
+    ("chosen", "feeds"),
+    [({"bits": 2.5}, True), ({"bits": 3.0}, False), ({"step": 0.1}, False), ({"bits": 2.5, "feedback": False}, False)],
+)
+def test_by_default_it_is_there_where_it_was_seen_to_pay(chosen, feeds):
+    assert Settings(**chosen).feeds_rows == feeds
+    assert not Settings(**chosen, output_feedback="never").feeds_rows
 
 
 def test_a_method_of_the_bench():
