@@ -96,7 +96,8 @@ class Maker:
         """Whether row scales and gains are tuned."""
         if self._settings.finish != "auto" or self._tokens is None:
             return self._settings.finish == "always"
-        return self.first_allocation().linear_bits < FINISH_BELOW
+        bits = self._settings.bits
+        return (self.first_allocation().linear_bits if bits is None else bits) < FINISH_BELOW
 
     @property
     def slope(self) -> float:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from occ_llm.compression import Settings, compress
 from occ_llm.compression.finishing import FinishSettings, finish, predict
 from occ_llm.model import LanguageModel
 from occ_llm.roles import FINAL_NORM, is_linear
@@ -79,3 +80,10 @@ def test_the_same_twice(toy_config, toy_weights, toy_tokens):
     first, second = (finish(model, target, settings, final_gain=True) for _ in range(2))
     jax.tree.map(np.testing.assert_array_equal, (first.row_factors, first.gains), (second.row_factors, second.gains))
     assert jnp.isfinite(first.kl).all()
+
+
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.parametrize(("bits", "finished"), [(3.0, False), (2.9, True)])
+def test_files_below_three_bits_are_finished(bits, finished, toy, toy_statistics, text, tmp_path):
+    settings = Settings(bits=bits, states=1, finish_steps=1)
+    assert compress(toy, tmp_path / "out", toy_statistics, settings, tokens=text).finished is finished
