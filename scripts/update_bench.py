@@ -6,8 +6,8 @@
 
 ``bench/rows.json`` holds every row that was measured for one model and one text, over several commands. The script
 adds them to ``docs/results/bench.json``, in the place of older rows of the same method and rate, with what
-``occ bench --distances`` has left in the same directory, and writes
-``docs/results/bench.md`` and ``docs/results/bench.svg`` from that.
+``occ bench --distances`` has left in the same directory, and writes ``docs/results/bench.md`` and
+``docs/results/bench.svg`` from that.
 """
 
 import json
