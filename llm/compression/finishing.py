@@ -28,12 +28,9 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from ..config import ModelConfig
-from ..model import LINEARS, LanguageModel, observe, projection_rows
+from ..model import LINEARS, LanguageModel, mean_divergence, observe, projection_rows
 from ..model import head as output_matrix
 from ..roles import ATTENTION_NORM, FINAL_NORM, MLP_NORM
-
-POSITIONS = 256
-"""Positions whose logits exist at a time."""
 
 KEPT_BYTES = 2 << 30
 """Activations that are kept for the backward pass; where they would take more, blocks are computed a second time."""
@@ -182,32 +179,6 @@ def _divergence(
         remat=remat,
     )
     return mean_divergence(states[0], output_matrix(params), hidden, head)
-
-
-def mean_divergence(
-    states: Float[Array, "length own_width"],
-    own_head: Float[Array, "vocab own_width"],
-    hidden: Float[Array, "length width"],
-    head: Float[Array, "vocab width"],
-) -> Float[Array, ""]:
-    """Mean divergence of the predictions at some positions from the original's, nats per token; differentiable.
-
-    Args:
-        states: final hidden states.
-        own_head: output matrix.
-        hidden: the original's final hidden states.
-        head: its output matrix.
-    """
-
-    @jax.checkpoint
-    def of_positions(rows: tuple[Array, Array]) -> Array:
-        ours, theirs = (
-            jax.nn.log_softmax(jnp.matmul(x, w.T, precision="highest"), axis=-1)
-            for x, w in zip(rows, (own_head, head), strict=True)
-        )
-        return jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1)
-
-    return jnp.mean(jax.lax.map(of_positions, (states, hidden), batch_size=POSITIONS))
 
 
 def visits(count: int, steps: int) -> Iterator[int]:

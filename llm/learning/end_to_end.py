@@ -29,10 +29,10 @@ from occ_jax.transforms import Identity, Transform
 
 from ..calibration import moved_diagonal, space_of
 from ..calibration.statistics import INPUT_OF, fisher_name
-from ..compression.finishing import KEPT_BYTES, Target, activation_bytes, mean_divergence, visits
+from ..compression.finishing import KEPT_BYTES, Target, activation_bytes, visits
 from ..config import ModelConfig
 from ..coordinates import BlockCoordinates, Coordinates, moves
-from ..model import LINEARS, LanguageModel, observe
+from ..model import LINEARS, LanguageModel, mean_divergence, observe
 from ..roles import linear_name
 from .layerwise import network_points, stacked
 from .losses import Coded, Integers, Objective, moved_weight, positive

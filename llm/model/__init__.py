@@ -1,5 +1,6 @@
 """The Llama family in flax NNX: one pure forward pass over stacked, scanned blocks."""
 
+from .divergence import mean_divergence
 from .forward_pass import (
     block,
     final_norm,
@@ -31,6 +32,7 @@ __all__ = [
     "init_params",
     "layer_windows",
     "logits",
+    "mean_divergence",
     "make_graphdef",
     "observe",
     "output_sizes",
