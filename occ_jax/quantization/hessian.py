@@ -10,6 +10,8 @@ from scipy.linalg import LinAlgError, cholesky, get_lapack_funcs
 
 from occ_jax._pytree import pytree_dataclass
 
+_ROWS = 256  # of a matrix that is compared with its transpose, at a time
+
 
 @pytree_dataclass
 class HessianFactor:
@@ -45,7 +47,7 @@ def prepare_hessian(
     r"""Damp and factor a second moment.
 
     With :math:`J` the reversal of the order, :math:`J H J = L L^\top` gives :math:`H = A A^\top` with
-    :math:`A = J L J` upper triangular, and :math:`U = A^{-1}`: no inverse of :math:`H` is formed.
+    :math:`A = J L J` upper triangular, and :math:`U = A^{-1} = J L^{-1} J`: no inverse of :math:`H` is formed.
 
     Args:
         hessian: :math:`H = E[x x^\top]`, symmetric.
@@ -69,14 +71,14 @@ def prepare_hessian(
         raise ValueError(
             f"{int((~np.isfinite(h)).sum())} entries of the second moment are NaN or infinite: collect it again"
         )
-    if np.abs(h - h.T).max() > 1e-3 * np.abs(h).max():
+    if _symmetrize(h) > 1e-3 * max(h.max(), -h.min()):
         raise ValueError("the second moment is not symmetric: pass the mean of x x^T")
+    in_order = order is None
     order = np.arange(len(h)) if order is None else np.asarray(order)
     if not np.array_equal(np.sort(order), np.arange(len(h))):
         raise ValueError(f"the column order is not a permutation of {len(h)} columns")
     if not damping >= 0:
         raise ValueError(f"damping is {damping}: take 0 or more, 0.01 is usual")
-    h = (h + h.T) / 2
     diagonal = np.diagonal(h)
     dead = np.flatnonzero(diagonal <= 0)
     if diagonal.max() <= 0 or (damping == 0 and dead.size):
@@ -85,7 +87,7 @@ def prepare_hessian(
             "or collect it from more text"
         )
     h[np.diag_indices_from(h)] += damping * diagonal.mean()
-    ordered = h[np.ix_(order, order)]
+    ordered = h if in_order else h[np.ix_(order, order)]
     try:
         lower = cholesky(ordered[::-1, ::-1], lower=True, check_finite=False)
     except LinAlgError as error:
@@ -93,7 +95,18 @@ def prepare_hessian(
             f"the second moment of {len(h)} inputs is singular at a damping of {damping}: "
             "collect it from more text or raise the damping"
         ) from error
-    factor = np.asfortranarray(lower[::-1, ::-1])
-    (invert_triangular,) = get_lapack_funcs(("trtri",), (factor,))
-    upper, _ = invert_triangular(factor, lower=0)
-    return HessianFactor(np.ascontiguousarray(np.triu(upper)), order)
+    (invert_triangular,) = get_lapack_funcs(("trtri",), (lower,))
+    inverse, _ = invert_triangular(lower, lower=1, overwrite_c=1)
+    return HessianFactor(np.ascontiguousarray(inverse[::-1, ::-1]), order)
+
+
+def _symmetrize(h: Float64[np.ndarray, "d d"]) -> float:
+    """Replace a matrix by its symmetric part, in place and a few rows at a time; the largest change, doubled."""
+    largest = 0.0
+    for first in range(0, len(h), _ROWS):
+        rows, others = h[first : first + _ROWS, first:], h[first:, first : first + _ROWS].T
+        largest = max(largest, float(np.abs(rows - others).max()))
+        mean = (rows + others) / 2
+        rows[:] = mean
+        others[:] = mean
+    return largest
