@@ -38,6 +38,7 @@ def compress_integers(
     bits: int,
     group_size: int,
     feedback: bool,
+    clip: bool = False,
     seed: int = 0,
     transforms: Path | None = None,
     track: Track = untracked,
@@ -52,6 +53,7 @@ def compress_integers(
         bits: width of the integers of the linear layers.
         group_size: weights that share a float16 scale and a zero point.
         feedback: GPTQ; ``False`` rounds to the nearest.
+        clip: search for the range of every group instead of taking all of it.
         seed: of random coordinates.
         transforms: file of ``learned`` coordinates.
         track: shows progress.
@@ -69,22 +71,26 @@ def compress_integers(
         factors = Factors(Path(scratch), damping=settings.damping, feedback=True) if feedback else None
         with said_of(checkpoint.name):
             coded = {
-                name: _encode(network, name, factors, bits, group_size)
+                name: _encode(network, name, factors, bits, group_size, clip)
                 for name in track(network.matrices, "quantize and code")
             }
             coded |= encode_rest(network)
     with atomic_directory(out) as directory:
         model = {"coordinates": coordinates, "quantizer": f"integers {bits}", "feedback": feedback}
+        model |= {"clipped": True} if clip else {}
         sizes = write_model(directory, coded, checkpoint, model)
     return sizes, time.perf_counter() - started
 
 
-def _encode(network: Network, name: str, factors: Factors | None, bits: int, group_size: int) -> CodedTensor:
+def _encode(
+    network: Network, name: str, factors: Factors | None, bits: int, group_size: int, clip: bool
+) -> CodedTensor:
     w = network.coefficients(name)
     if not is_linear(name):
         return encode_integers(w, EMBEDDING_BITS)
     factor = None if factors is None else factors.of(name, network.sensitivity(name).hessian)
-    result = quantize_integers(w, factor, bits=bits, group_size=group_size, devices=tuple(jax.devices()))
+    devices = tuple(jax.devices())
+    result = quantize_integers(w, factor, bits=bits, group_size=group_size, clip=clip, devices=devices)
     written = network.written_transform(name)
     right = None if isinstance(written, Identity) else written
     return encode_affine(np.asarray(result.q), result.quantizer, right=right, matrix_bits=BASIS_BITS)

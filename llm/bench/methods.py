@@ -17,6 +17,9 @@ QuantizerName = Literal[
     "int-rtn-128",
     "int-gptq-64",
     "int-gptq-128",
+    "int-rtn-128-clipped",
+    "int-gptq-64-clipped",
+    "int-gptq-128-clipped",
     "scalar-rtn",
     "scalar",
     "trellis-8",
@@ -32,7 +35,7 @@ QuantizerName = Literal[
     "trellis-256",
 ]
 
-EXTRAS = ("outputs", "corrected", "sequential", "finished")
+EXTRAS = ("clipped", "outputs", "corrected", "sequential", "finished")
 """Words of a quantizer's name for what is done beside quantization."""
 
 
@@ -43,7 +46,8 @@ class Method:
     Attributes:
         coordinates: name of the coordinates.
         quantizer: ``int-rtn-G`` are asymmetric integers with a float16 scale for each group of G, rounded to the
-            nearest; ``int-gptq-G`` the same with feedback; ``scalar`` and ``trellis-S`` are entropy-coded with
+            nearest; ``int-gptq-G`` the same with feedback; ``clipped`` ones search for the range of each group instead
+            of taking all of it; ``scalar`` and ``trellis-S`` are entropy-coded with
             feedback, ``scalar-rtn`` without. Words behind them turn on what else there is: feedback along the
             ``outputs`` too, ``finished`` row scales and gains, blocks in ``sequential`` order, and a sensitivity
             ``corrected`` by measured slopes. With
@@ -94,9 +98,10 @@ class Method:
     def label(self) -> str:
         """Name of the quantizer in tables; whether it has feedback is said beside it."""
         if self.is_integer:
-            return f"integers, groups of {self.parameter}"
-        name = "scalar" if self.parameter == 1 else f"trellis {self.parameter}"
-        name = f"{name}, embedding in 8 bits" if self.embedding_bits else name
+            name = f"integers, groups of {self.parameter}"
+        else:
+            name = "scalar" if self.parameter == 1 else f"trellis {self.parameter}"
+            name = f"{name}, embedding in 8 bits" if self.embedding_bits else name
         return ", ".join((name, *self.extras))
 
 
@@ -161,6 +166,7 @@ def make_file(
             bits=int(rate),
             group_size=method.parameter,
             feedback=method.feedback,
+            clip="clipped" in method.extras,
             track=track,
         )
     settings = Settings(

@@ -9,6 +9,9 @@ from jaxtyping import Array, Float, Float16, Int32, Key
 from occ_jax._pytree import pytree_dataclass, static_field
 from occ_jax.quantization.base import Quantizer, to_index, uniform_noise
 
+CLIP_RATIOS = tuple(1 - k / 32 for k in range(24))
+"""Parts of a group's range that are tried: from all of it down to a quarter."""
+
 _LARGEST_FLOAT16 = 65504.0
 
 
@@ -94,8 +97,10 @@ def fit_affine(
     *,
     group_size: int | Literal["tensor", "channel"],
     symmetric: bool = False,
+    clip: bool = False,
+    weights: Float[Array, "..."] | None = None,
 ) -> Affine:
-    r"""The affine quantizer that spans the range of the data, group by group.
+    r"""The affine quantizer that spans the range of the data, group by group, or the best part of that range.
 
     .. math::
 
@@ -104,12 +109,17 @@ def fit_affine(
 
     Scales are rounded **up** to float16, so that :math:`|y - \hat y| \le s / 2` holds for every coefficient.
 
+    With few indices it is better to clip the largest coefficients and to have smaller steps for all others. With
+    ``clip`` each group tries :data:`CLIP_RATIOS` of its range and takes the one of the least (weighted) squared error.
+
     Args:
         y: coefficients, at least one axis.
         bits: width of an index, 2 to 8.
         group_size: coefficients per scale along the last axis; ``"channel"`` is one scale per row, ``"tensor"`` a
             single one.
         symmetric: no zero points.
+        clip: search for the range.
+        weights: what the squared error of each coefficient counts in that search; as many axes as ``y``.
 
     Returns:
         The quantizer. A group of zeros has scale 1.
@@ -127,18 +137,37 @@ def fit_affine(
 
     References:
         Frantar et al., GPTQ, ICLR 2023, section 4 (grids per group); Nagel et al., A White Paper on Neural Network
-        Quantization, arXiv 2106.08295, section 2.2.
+        Quantization, arXiv 2106.08295, sections 2.2 and 3.1 (ranges of least squared error).
     """
     _check_width(bits)
     if y.ndim == 0:
         raise ValueError("a scalar has no axis to group: reshape it to one of length 1")
-    lowest, highest, size = group_ranges(y.astype(jnp.float32), group_size)
-    if symmetric:
-        scale = _float16_above(jnp.maximum(-lowest, highest) / (2 ** (bits - 1) - 0.5))
-        return Affine(scale, None, bits=bits, group_size=size)
-    scale = _float16_above((highest - lowest) / (2**bits - 1))
-    zero_point = to_index(jnp.round(-lowest / scale.astype(jnp.float32)))
-    return Affine(scale, zero_point, bits=bits, group_size=size)
+    y = y.astype(jnp.float32)
+    lowest, highest, size = group_ranges(y, group_size)
+
+    def spanning(ratio: Array | float) -> Affine:
+        low, high = ratio * lowest, ratio * highest
+        if symmetric:
+            scale = _float16_above(jnp.maximum(-low, high) / (2 ** (bits - 1) - 0.5))
+            return Affine(scale, None, bits=bits, group_size=size)
+        scale = _float16_above((high - low) / (2**bits - 1))
+        zero_point = to_index(jnp.round(-low / scale.astype(jnp.float32)))
+        return Affine(scale, zero_point, bits=bits, group_size=size)
+
+    if not clip:
+        return spanning(1.0)
+    weights = jnp.ones((), jnp.float32) if weights is None else weights.astype(jnp.float32)
+
+    def attempt(best: tuple[Array, Array], ratio: Array) -> tuple[tuple[Array, Array], None]:
+        quantizer = spanning(ratio)
+        error = weights * jnp.square(y - quantizer.dequantize(quantizer.quantize(y)))
+        error = _grouped(error, group_size)[0].sum(-1)
+        better = error < best[0]
+        return (jnp.where(better, error, best[0]), jnp.where(better, ratio, best[1])), None
+
+    start = jnp.full(lowest.shape, jnp.inf), jnp.ones(lowest.shape, jnp.float32)
+    (_, ratio), _ = jax.lax.scan(attempt, start, jnp.asarray(CLIP_RATIOS, jnp.float32))
+    return spanning(ratio)
 
 
 def _check_width(bits: int) -> None:
@@ -150,22 +179,25 @@ def group_ranges(
     y: Float[Array, "..."], group_size: int | str
 ) -> tuple[Float[Array, "*groups"], Float[Array, "*groups"], int]:
     """``min(y, 0)`` and ``max(y, 0)`` of every group, and the number of coefficients in a full group."""
+    grouped, size = _grouped(y, group_size)
+    return jnp.min(grouped, axis=-1, initial=0.0), jnp.max(grouped, axis=-1, initial=0.0), size
+
+
+def _grouped(y: Float[Array, "..."], group_size: int | str) -> tuple[Float[Array, "*groups size"], int]:
+    """Groups along an axis of their own, filled up with zeros, and the number of coefficients in a full one."""
     row = max(y.shape[-1], 1)
     if y.shape[-1] == 0:
-        grouped, size = y[..., None], row  # no coefficients, no groups
-    elif group_size == "tensor":
-        grouped, size = y.reshape((1,) * y.ndim + (-1,)), row
-    elif group_size == "channel":
-        grouped, size = y[..., None, :], row
-    elif isinstance(group_size, int) and group_size >= 1:
+        return y[..., None], row  # no coefficients, no groups
+    if group_size == "tensor":
+        return y.reshape((1,) * y.ndim + (-1,)), row
+    if group_size == "channel":
+        return y[..., None, :], row
+    if isinstance(group_size, int) and group_size >= 1:
         size = min(group_size, row)
-        ragged = -y.shape[-1] % size
         # Zeros change neither min(y, 0) nor max(y, 0), so they can fill up the last group.
-        padded = jnp.pad(y, [(0, 0)] * (y.ndim - 1) + [(0, ragged)])
-        grouped = padded.reshape(*y.shape[:-1], padded.shape[-1] // size, size)
-    else:
-        raise ValueError(f"group_size is {group_size!r}: give a positive number, 'channel' or 'tensor'")
-    return jnp.min(grouped, axis=-1, initial=0.0), jnp.max(grouped, axis=-1, initial=0.0), size
+        padded = jnp.pad(y, [(0, 0)] * (y.ndim - 1) + [(0, -row % size)])
+        return padded.reshape(*y.shape[:-1], padded.shape[-1] // size, size), size
+    raise ValueError(f"group_size is {group_size!r}: give a positive number, 'channel' or 'tensor'")
 
 
 def _float16_above(scale: Float[Array, "*groups"]) -> Float16[Array, "*groups"]:

@@ -41,6 +41,7 @@ def quantize_integers(
     *,
     bits: int,
     group_size: int,
+    clip: bool = False,
     devices: Devices = None,
 ) -> IntegerResult:
     r"""Asymmetric integers in groups along the rows, with feedback or, without a factor, rounded to the nearest.
@@ -51,6 +52,8 @@ def quantize_integers(
             columns' own order (a group is a run of neighbouring columns). ``None`` for no feedback.
         bits: width of an index, 2 to 8.
         group_size: columns that share a scale; the last group may be shorter.
+        clip: take the part of each group's range that makes the smallest error, instead of all of it. An error counts
+            what later columns cannot make up for, :math:`1 / U_{jj}^2`.
         devices: devices to share the rows between; the result does not depend on them.
 
     Returns:
@@ -73,7 +76,7 @@ def quantize_integers(
         raise ValueError(f"group_size is {group_size}: take 1 or more coefficients per scale")
     group_size = min(group_size, w.shape[1])
     if factor is None:
-        quantizer = fit_affine(jnp.asarray(w), bits, group_size=group_size)
+        quantizer = fit_affine(jnp.asarray(w), bits, group_size=group_size, clip=clip)
         return IntegerResult(quantizer.quantize(jnp.asarray(w)), quantizer)
     if not np.array_equal(factor.order, np.arange(w.shape[1])):
         raise ValueError(
@@ -81,32 +84,36 @@ def quantize_integers(
             "columns in an order of its own"
         )
     coupling = np.triu(factor.upper / factor.diagonal[:, None], 1)
-    arrays = jnp.asarray(w), jnp.asarray(coupling, jnp.float32)
-    q, scale, zero_point = _quantize(*arrays, bits=bits, group_size=group_size, devices=devices)
+    cost = np.square(factor.diagonal.min() / factor.diagonal)
+    arrays = jnp.asarray(w), jnp.asarray(coupling, jnp.float32), jnp.asarray(cost, jnp.float32)
+    q, scale, zero_point = _quantize(*arrays, bits=bits, group_size=group_size, clip=clip, devices=devices)
     return IntegerResult(q, Affine(scale, zero_point, bits=bits, group_size=group_size))
 
 
-@partial(jax.jit, static_argnames=("bits", "group_size", "devices"))
-def _quantize(w, coupling, bits, group_size, devices):
+@partial(jax.jit, static_argnames=("bits", "group_size", "clip", "devices"))
+def _quantize(w, coupling, cost, bits, group_size, clip, devices):
     padding = -w.shape[1] % group_size
     coupling = jnp.pad(coupling, ((0, padding), (0, padding)))
+    cost = jnp.pad(cost, (0, padding))
 
-    def run(w, coupling):
+    def run(w, shared):
+        coupling, cost = shared
         # Columns first: a step of the scan touches contiguous memory. Padding of zeros never widens a range.
         columns = jnp.pad(w, ((0, 0), (0, padding))).T
         groups = coupling.reshape(-1, group_size, len(coupling))
-        visit = partial(_visit_group, bits=bits, group_size=group_size)
-        _, (q, scale, zero_point) = lax.scan(visit, columns, (jnp.arange(len(groups)) * group_size, groups))
+        visit = partial(_visit_group, bits=bits, group_size=group_size, clip=clip)
+        each = jnp.arange(len(groups)) * group_size, groups, cost.reshape(-1, group_size)
+        _, (q, scale, zero_point) = lax.scan(visit, columns, each)
         return q.reshape(len(columns), -1).T[:, : w.shape[1]], scale.T, zero_point.T
 
-    return over_rows(run, devices)(w, coupling)
+    return over_rows(run, devices)(w, (coupling, cost))
 
 
-def _visit_group(columns, group, *, bits, group_size):
+def _visit_group(columns, group, *, bits, group_size, clip):
     """Quantize one group of columns, and pass its errors on to all columns behind it."""
-    start, coupling = group
+    start, coupling, cost = group
     block = lax.dynamic_slice_in_dim(columns, start, group_size)
-    quantizer = fit_affine(block.T, bits, group_size=group_size)
+    quantizer = fit_affine(block.T, bits, group_size=group_size, clip=clip, weights=cost[None, :])
     inner = lax.dynamic_slice_in_dim(coupling, start, group_size, axis=1)
 
     def visit_column(block, position):

@@ -104,6 +104,19 @@ def test_integers_make_a_file_of_the_size_that_they_promise(coordinates, toy, to
     assert sizes.linear_bits_per_weight == pytest.approx(expected, rel=1e-3)
 
 
+def test_clipped_integers_are_as_large_and_nearer(toy, toy_statistics, toy_tokens, tmp_path):
+    made = []
+    for quantizer in ("int-gptq-64", "int-gptq-64-clipped"):
+        method = Method(coordinates="identity", quantizer=quantizer)
+        out = tmp_path / quantizer
+        sizes, _ = make_file(method, 2.0, toy, out, toy_statistics)
+        made.append((sizes.linear_bits_per_weight, logit_error(toy, out, toy_tokens)))
+    assert method.label == "integers, groups of 64, clipped"
+    (bits, error), (clipped_bits, clipped_error) = made
+    assert clipped_bits == bits
+    assert clipped_error < 0.9 * error
+
+
 def test_the_basis_of_the_inputs_is_the_decoders(toy, toy_statistics):
     """The network is quantized in the rounded basis, which decorrelates the inputs and undoes itself exactly."""
     network = prepare_network(toy.config, toy.weights, toy_statistics, Settings(bits=6.0, coordinates="klt-inputs"))

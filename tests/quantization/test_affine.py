@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy.optimize import minimize_scalar
 
 from occ_jax.quantization import Affine, fit_affine
 
@@ -149,3 +150,44 @@ def test_unknown_group_is_refused(group):
 def test_a_scalar_is_refused():
     with pytest.raises(ValueError, match="scalar"):
         fit_affine(jnp.array(1.0), 4, group_size=1)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_clipping_finds_the_best_range_of_a_gaussian(symmetric):
+    y = np.random.default_rng(0).standard_normal(100_000).astype(np.float32)
+    clipped = fit_affine(jnp.asarray(y), 2, group_size="tensor", symmetric=symmetric, clip=True)
+    zero = 2 if symmetric else int(clipped.zero_point.item())
+
+    def distortion(scale):
+        index = np.clip(np.rint(y / scale) + zero, 0, 3)
+        return np.mean((y - scale * (index - zero)) ** 2)
+
+    best = minimize_scalar(distortion, bounds=(0.3, 3.0), method="bounded")
+    grid = float(fit_affine(jnp.asarray(y), 2, group_size="tensor", symmetric=symmetric).scale.item()) / 32
+    assert abs(float(clipped.scale.item()) - best.x) < grid
+    assert distortion(float(clipped.scale.item())) < 1.03 * best.fun
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("group", [8, "channel", "tensor"])
+@pytest.mark.parametrize("bits", [2, 4])
+def test_no_group_is_worse_for_clipping(bits, group, symmetric):
+    rng = np.random.default_rng(bits)
+    y = jnp.asarray(rng.standard_t(3, (5, 20)), jnp.float32)
+    weights = jnp.asarray(rng.uniform(0.1, 2.0, (1, 20)), jnp.float32)
+    weighted = []
+    for clip in (False, True):
+        quantizer = fit_affine(y, bits, group_size=group, symmetric=symmetric, clip=clip, weights=weights)
+        error = np.asarray(weights * (y - quantizer.dequantize(quantizer.quantize(y))) ** 2)
+        size = 20 if isinstance(group, str) else group
+        sums = np.add.reduceat(error, np.arange(0, 20, size), axis=1)
+        weighted.append(sums.sum(0) if group == "tensor" else sums)
+    full, clipped = weighted
+    assert (clipped <= full * (1 + 1e-5)).all()
+    assert clipped.sum() < full.sum()
+
+
+def test_clipping_leaves_what_fits_and_zeros_alone():
+    y = jnp.asarray([[0.0, 1.0, 2.0, 3.0], [0.0, 0.0, 0.0, 0.0]])
+    quantizer = fit_affine(y, 2, group_size=4, clip=True)
+    np.testing.assert_array_equal(quantizer.dequantize(quantizer.quantize(y)), y)

@@ -101,3 +101,24 @@ def test_what_cannot_be_quantized_is_refused():
         quantize_integers(w, prepare_hessian(hessian, order=np.arange(COLUMNS)[::-1]), bits=3, group_size=16)
     with pytest.raises(ValueError, match="39 columns"):
         quantize_integers(w, prepare_hessian(hessian[1:, 1:]), bits=3, group_size=16)
+
+
+def test_clipping_at_two_bits_leaves_less_error_than_whole_ranges():
+    w, hessian = problem(rows=64, columns=256, seed=5)
+    factor = prepare_hessian(hessian)
+
+    def error(clip):
+        result = quantize_integers(w, factor, bits=2, group_size=128, clip=clip)
+        left = w - np.asarray(result.quantizer.dequantize(result.q), np.float64)
+        return np.trace(left @ hessian @ left.T)
+
+    assert error(clip=True) < 0.6 * error(clip=False)
+
+
+def test_at_eight_bits_there_is_little_to_clip():
+    w, hessian = problem()
+    full, clipped = (
+        quantize_integers(w, prepare_hessian(hessian), bits=8, group_size=16, clip=clip).quantizer.scale
+        for clip in (False, True)
+    )
+    np.testing.assert_allclose(clipped.astype(np.float32), full.astype(np.float32), rtol=0.2)
