@@ -28,7 +28,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from ..config import ModelConfig
-from ..model import LINEARS, LanguageModel, mean_divergence, observe, projection_rows
+from ..model import LINEARS, LanguageModel, attach_factor, mean_divergence, observe, projection_rows
 from ..model import head as output_matrix
 from ..roles import ATTENTION_NORM, FINAL_NORM, MLP_NORM
 
@@ -175,7 +175,7 @@ def _divergence(
         tokens[None],
         reduce=lambda taps: None,
         probes=parameters["rows"],
-        attach=lambda y, logarithm: y * jnp.exp(logarithm)[None, None],
+        attach=attach_factor,
         remat=remat,
     )
     return mean_divergence(states[0], output_matrix(params), hidden, head)

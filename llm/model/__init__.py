@@ -16,12 +16,13 @@ from .language_model import LanguageModel
 from .layers import LINEARS
 from .llama import Llama, init_params, make_graphdef
 from .parameters import block_params, params_from_weights, projection_rows, weights_from_params
-from .probes import attach_squared, output_sizes, zero_probes, zero_squared_probes
+from .probes import attach_factor, attach_squared, output_sizes, zero_probes, zero_squared_probes
 
 __all__ = [
     "LINEARS",
     "LanguageModel",
     "Llama",
+    "attach_factor",
     "attach_squared",
     "block",
     "block_params",

@@ -37,19 +37,14 @@ def mean_divergence(
         head: its output matrix.
     """
 
-    def of_position(rows: tuple[Array, Array]) -> Array:
-        ours, theirs = _log_probabilities(rows, (own_head, head))
-        return jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1)
-
-    return jnp.mean(jax.lax.map(of_position, (states, hidden), batch_size=POSITIONS))
+    divergences = jax.lax.map(lambda rows: _compare(*rows, own_head, head)[0], (states, hidden), batch_size=POSITIONS)
+    return jnp.mean(divergences)
 
 
 def _with_gradient(states: Array, own_head: Array, hidden: Array, head: Array) -> tuple[Array, Array]:
     def of_position(rows: tuple[Array, Array]) -> tuple[Array, Array]:
-        ours, theirs = _log_probabilities(rows, (own_head, head))
-        p = jnp.exp(theirs)
-        gradient = jnp.matmul(jnp.exp(ours) - p, own_head, precision="highest")
-        return jnp.sum(p * (theirs - ours), axis=-1), gradient
+        divergence, surplus = _compare(*rows, own_head, head)
+        return divergence, jnp.matmul(surplus, own_head, precision="highest")
 
     divergences, gradient = jax.lax.map(of_position, (states, hidden), batch_size=POSITIONS)
     return jnp.mean(divergences), gradient / len(states)
@@ -59,10 +54,12 @@ def _backward(gradient: Array, cotangent: Array) -> tuple[Array, None, None, Non
     return cotangent * gradient, None, None, None
 
 
-def _log_probabilities(rows: tuple[Array, Array], heads: tuple[Array, Array]) -> list[Array]:
-    return [
-        jax.nn.log_softmax(jnp.matmul(x, w.T, precision="highest"), axis=-1) for x, w in zip(rows, heads, strict=True)
-    ]
+def _compare(state: Array, hidden: Array, own_head: Array, head: Array) -> tuple[Array, Array]:
+    """Divergence at one position, and by how much each probability is too large."""
+    ours, theirs = (jnp.matmul(w, x, precision="highest") for x, w in ((state, own_head), (hidden, head)))
+    own_total, total = jax.nn.logsumexp(ours), jax.nn.logsumexp(theirs)
+    p = jnp.exp(theirs - total)
+    return jnp.sum(p * (theirs - ours)) + own_total - total, jnp.exp(ours - own_total) - p
 
 
 mean_divergence.defvjp(_with_gradient, _backward)

@@ -3,7 +3,8 @@ r"""Gradients of layer outputs, read off through probes.
 A probe is an extra input that joins the output of a linear layer. Added zeros (the default of
 :func:`occ_llm.model.forward_pass.observe`) have the gradient :math:`\partial L / \partial y` of every token. Where
 only its square is wanted, as for the diagonal Fisher information, :func:`attach_squared` sums it over tokens inside
-the backward pass and the per-token gradients of the network never exist together.
+the backward pass and the per-token gradients of the network never exist together. A factor for each output, as
+:func:`attach_factor` joins it, is a factor for a row of the layer's matrix, and no gradient of the matrix is formed.
 """
 
 from collections.abc import Mapping
@@ -61,3 +62,30 @@ def _attach_squared_backward(_: None, gradient: Array) -> tuple[Array, Array]:
 
 
 attach_squared.defvjp(_attach_squared_forward, _attach_squared_backward)
+
+
+@jax.custom_vjp
+def attach_factor(y: Float[Array, "... d_out"], logarithm: Float[Array, " d_out"]) -> Float[Array, "... d_out"]:
+    """``y * exp(logarithm)``; the backward pass reads the product, which what follows keeps anyway, and not ``y`` too.
+
+    Example:
+        >>> y, loss = jnp.asarray([[1.0, 2.0], [3.0, 4.0]]), lambda s, y: jnp.sum(attach_factor(y, s))
+        >>> print(jax.grad(loss)(jnp.zeros(2), y))
+        [4. 6.]
+    """
+    return _attach_factor_forward(y, logarithm)[0]
+
+
+def _attach_factor_forward(y: Array, logarithm: Array) -> tuple[Array, tuple[Array, Array]]:
+    factor = jnp.exp(logarithm).reshape((1,) * (y.ndim - 1) + (-1,))
+    product = y * factor
+    return product, (product, factor)
+
+
+def _attach_factor_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    product, factor = kept
+    of_logarithm = jnp.einsum("ti,ti->i", *(x.reshape(-1, factor.size) for x in (gradient, product)))
+    return gradient * factor, of_logarithm
+
+
+attach_factor.defvjp(_attach_factor_forward, _attach_factor_backward)

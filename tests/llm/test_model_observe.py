@@ -10,6 +10,7 @@ from occ_llm.config import ModelConfig
 from occ_llm.model import (
     LINEARS,
     LanguageModel,
+    attach_factor,
     attach_squared,
     block,
     final_norm,
@@ -160,3 +161,14 @@ def test_rows_of_projections_tile_the_stacked_outputs():
     for linear, size in output_sizes(CONFIG).items():
         covered = [i for name, where in rows.values() if name == linear for i in range(where.start, where.stop)]
         assert covered == list(range(size))
+
+
+def test_a_factor_for_each_output_has_the_gradient_of_the_product():
+    rng = np.random.default_rng(0)
+    operands = tuple(jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in ((2, 3, 5), (5,)))
+
+    def value_and_gradients(attach):
+        return jax.value_and_grad(lambda y, s: jnp.sum(jnp.sin(attach(y, s))), argnums=(0, 1))(*operands)
+
+    got, expected = map(value_and_gradients, (attach_factor, lambda y, s: y * jnp.exp(s)[None, None]))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, expected)
