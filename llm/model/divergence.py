@@ -37,13 +37,13 @@ def mean_divergence(
         head: its output matrix.
     """
 
-    divergences = jax.lax.map(lambda rows: _compare(*rows, own_head, head)[0], (states, hidden), batch_size=POSITIONS)
+    divergences = jax.lax.map(lambda rows: _compare(rows, own_head, head)[0], (states, hidden), batch_size=POSITIONS)
     return jnp.mean(divergences)
 
 
 def _with_gradient(states: Array, own_head: Array, hidden: Array, head: Array) -> tuple[Array, Array]:
     def of_position(rows: tuple[Array, Array]) -> tuple[Array, Array]:
-        divergence, surplus = _compare(*rows, own_head, head)
+        divergence, surplus = _compare(rows, own_head, head)
         return divergence, jnp.matmul(surplus, own_head, precision="highest")
 
     divergences, gradient = jax.lax.map(of_position, (states, hidden), batch_size=POSITIONS)
@@ -54,9 +54,9 @@ def _backward(gradient: Array, cotangent: Array) -> tuple[Array, None, None, Non
     return cotangent * gradient, None, None, None
 
 
-def _compare(state: Array, hidden: Array, own_head: Array, head: Array) -> tuple[Array, Array]:
+def _compare(rows: tuple[Array, Array], own_head: Array, head: Array) -> tuple[Array, Array]:
     """Divergence at one position, and by how much each probability is too large."""
-    ours, theirs = (jnp.matmul(w, x, precision="highest") for x, w in ((state, own_head), (hidden, head)))
+    ours, theirs = (jnp.matmul(w, x, precision="highest") for x, w in zip(rows, (own_head, head), strict=True))
     own_total, total = jax.nn.logsumexp(ours), jax.nn.logsumexp(theirs)
     p = jnp.exp(theirs - total)
     return jnp.sum(p * (theirs - ours)) + own_total - total, jnp.exp(ours - own_total) - p
