@@ -81,7 +81,7 @@ def show_transforms(terminal: Terminal, file: Path) -> None:
     """What a transforms file holds."""
     about = describe(file)
     settings = about.get("settings", {})
-    chosen = ("objective", "rate", "bits", "group_size", "init", "steps")
+    chosen = ("objective", "rate", "bits", "group_size", "clip", "init", "steps")
     rows: list[tuple[str, Any]] = [("learned for", about["model"]), ("bytes", file.stat().st_size)]
     rows += [(name.replace("_", " "), settings.get(name)) for name in chosen]
     rows += [(f"parameters, {name.replace('_', ' ')}", count) for name, count in about.get("parameters", {}).items()]

@@ -88,7 +88,7 @@ class Layerwise:
     def _make_objective(self) -> Objective:
         settings = self._settings
         if settings.is_integer:
-            return Integers(settings.width, settings.group_size, settings.feedback)
+            return Integers(settings.width, settings.group_size, settings.feedback, settings.clip)
 
         def measure(objective: Coded) -> float:
             return float(self._points(objective, self._problem, self._start)[0].bits)

@@ -39,11 +39,11 @@ from occ_jax.learned import (
     affine_reconstruction,
     code_length,
     column_costs,
+    fed_back_error,
     scale_field_bits,
     water_filled,
 )
 from occ_jax.metrics import hessian_weighted_error
-from occ_jax.quantization.affine import group_ranges
 from occ_jax.transforms import AlongAxis, Transform, dual, forward_rows
 
 from ..calibration import conjugate, moved_diagonal, space_of
@@ -140,11 +140,13 @@ class Integers:
         bits: width.
         group_size: weights that share a scale.
         feedback: whether rounding errors are fed back.
+        clip: whether the range of every group is searched for.
     """
 
     bits: int = static_field()
     group_size: int = static_field()
     feedback: bool = static_field(default=False)
+    clip: bool = static_field(default=False)
 
     needs_hessians = True
     lmbda = 1.0
@@ -158,23 +160,19 @@ class Integers:
 
     def reconstruct(self, w: Float[Array, "d_out d_in"]) -> Float[Array, "d_out d_in"]:
         """What rounding to the nearest makes of a matrix; gradients go straight through."""
-        return affine_reconstruction(w, self.bits, group_size=self.group_size)
+        return affine_reconstruction(w, self.bits, group_size=self.group_size, clip=self.clip)
 
     def point(
         self, w: Float[Array, "d_out d_in"], rows: Float[Array, " d_out"], inputs: Inputs, key: Key[Array, ""]
     ) -> RateDistortion:
         """Bits per weight of a matrix, and the divergence that its rounding makes."""
-        error = self._fed_back(w, rows, inputs) if self.feedback else inputs.cost(w - self.reconstruct(w), rows)
+        if self.feedback:
+            options = {"group_size": self.group_size, "clip": self.clip}
+            error = jnp.dot(rows, fed_back_error(w, inputs.costs, self.bits, **options), precision="highest") / 2
+        else:
+            error = inputs.cost(w - self.reconstruct(w), rows)
         groups = math.ceil(w.shape[1] / self.group_size) / w.shape[1]
         return RateDistortion(jnp.float32(self.bits + groups * (SCALE_BITS + self.bits)), error)
-
-    def _fed_back(self, w: Float[Array, "k d_in"], rows: Float[Array, " k"], inputs: Inputs) -> Float[Array, ""]:
-        """Divergence of errors that are uniform within a step and cost, fed back, what their column costs."""
-        lowest, highest, size = group_ranges(w.astype(jnp.float32), self.group_size)
-        steps = (highest - lowest) / (2**self.bits - 1)
-        ragged = steps.shape[1] * size - len(inputs.costs)
-        in_groups = jnp.pad(inputs.costs, (0, ragged)).reshape(-1, size).sum(1)
-        return jnp.einsum("i,ig,g->", rows, jnp.square(steps), in_groups, precision="highest") / 24
 
 
 Objective = Coded | Integers

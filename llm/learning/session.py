@@ -154,7 +154,7 @@ class Session:
 
     def _end_to_end(self) -> Outcome:
         settings, problem = self._settings, self._problem(self._folded)
-        objective: Objective = Integers(settings.width, settings.group_size)
+        objective: Objective = Integers(settings.width, settings.group_size, clip=settings.clip)
         if not settings.is_integer:
             # The rate with the second moments says at which step the file will have its size.
             chosen = dataclasses.replace(settings, objective="scales", rate="water")

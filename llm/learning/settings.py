@@ -29,6 +29,8 @@ class LearnSettings:
     """Integers that share a scale."""
     feedback: bool = True
     """With `int`, whether later weights will make up for the rounding errors of earlier ones (GPTQ)."""
+    clip: bool = False
+    """With integers, whether each group will have the part of its range that makes the smallest error (needed at 2)."""
     placements: tuple[Placement, ...] = ()
     """Where to learn; by default all places that cost nothing in the file."""
     init: InitName = "identity"
@@ -57,6 +59,10 @@ class LearnSettings:
             raise OccError(f"--bits {self.bits} is not a rate: choose a number above 0, up to 16")
         if self.is_integer and self.width != self.target_bits:
             raise OccError(f"--bits {self.bits} is no width of integers: choose 2 to 8")
+        if self.clip and not self.is_integer:
+            raise OccError(
+                f"--clip is about ranges of integers: it goes with --objective int or kl, not {self.objective}"
+            )
         if self.rate != "field" and self.objective != "scales":
             raise OccError(f"--rate {self.rate} goes with --objective scales, not with {self.objective}")
         if not self.is_integer and (wrong := sorted(SCALINGS & set(self.placements))):

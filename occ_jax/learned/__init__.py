@@ -3,11 +3,11 @@
 from occ_jax.learned.control import gaussian_control
 from occ_jax.learned.feedback import column_costs, upper_root
 from occ_jax.learned.fit import FitLog, Fitted, LossFn, Step, fit
+from occ_jax.learned.integers import affine_reconstruction, fed_back_error
 from occ_jax.learned.labels import FROZEN, TRAINED, default_labels
 from occ_jax.learned.losses import (
     WATER_LMBDA,
     RateDistortion,
-    affine_reconstruction,
     code_length,
     fitted_model,
     relax,
@@ -42,6 +42,7 @@ __all__ = [
     "code_length",
     "column_costs",
     "default_labels",
+    "fed_back_error",
     "fit",
     "fitted_model",
     "gaussian_control",

@@ -14,7 +14,7 @@ it, and its gradient is exact.
 
 Distortions of orthonormal coordinates are those of the coefficients; :func:`occ_jax.metrics.mse` and
 :func:`occ_jax.metrics.hessian_weighted_error` are differentiable as they are. Integers with shared scales have no rate
-to train, their distortion is all there is: :func:`affine_reconstruction`.
+to train, their distortion is all there is: :mod:`occ_jax.learned.integers`.
 
 References:
     Ballé, Laparra & Simoncelli, End-to-end optimized image compression, ICLR 2017, section 3.
@@ -32,7 +32,6 @@ from occ_jax._pytree import pytree_dataclass
 from occ_jax.entropy.fitting import MIN_SCALE, fit_generalized_gaussian
 from occ_jax.entropy.models import DiscretizedGaussian, DiscretizedLaplace, EntropyModel, GeneralizedGaussian
 from occ_jax.numerics import soft_round, soft_round_inverse
-from occ_jax.quantization.affine import fit_affine, group_ranges
 from occ_jax.quantization.base import uniform_noise
 
 Family = Literal["gaussian", "laplace", "generalized_gaussian"]
@@ -264,44 +263,3 @@ def code_length(
     """
     model = fitted_model(t, family, scales)
     return model.bits(relax(t, key=key, temperature=temperature)).mean()
-
-
-def affine_reconstruction(
-    y: Float[Array, "*shape"], bits: int, *, group_size: int | Literal["tensor", "channel"], symmetric: bool = False
-) -> Float[Array, "*shape"]:
-    r"""What integers with shared scales make of coefficients, with straight-through gradients.
-
-    .. math::
-
-        \hat y = s\,(q - z), \qquad \frac{\partial \hat y}{\partial y} = I
-        + \left(q - z - \frac{y}{s}\right) \frac{\partial s}{\partial y}
-
-    The value is exactly that of :func:`~occ_jax.quantization.fit_affine`; the gradient takes rounding for the
-    identity, of the coefficients and of the scale's float16, and knows that the scale is the range of the group. The
-    error :math:`\hat y - y` therefore moves with the scale alone: to lower it is to lower the ranges.
-
-    Args:
-        y: coefficients; groups run along the last axis.
-        bits: width of an index.
-        group_size: coefficients per scale, or ``"channel"`` or ``"tensor"``.
-        symmetric: no zero points.
-
-    Example:
-        >>> y = jnp.asarray([[0.0, 1.0, 2.0, 6.0]])
-        >>> print(affine_reconstruction(y, 2, group_size=4))
-        [[0. 0. 2. 6.]]
-
-    References:
-        Esser et al., Learned step size quantization, ICLR 2020, arXiv:1902.08153, section 2.1.
-        Liu et al., SpinQuant, 2024, arXiv:2405.16406.
-    """
-    quantizer = fit_affine(lax.stop_gradient(y), bits, group_size=group_size, symmetric=symmetric)
-    lowest, highest, size = group_ranges(y.astype(jnp.float32), group_size)
-    span = jnp.maximum(-lowest, highest) / (2 ** (bits - 1) - 0.5) if symmetric else (highest - lowest) / (2**bits - 1)
-    scale = quantizer.scale.astype(jnp.float32) + (span - lax.stop_gradient(span))
-    step = jnp.repeat(scale, size, axis=-1)[..., : y.shape[-1]]
-    q = quantizer.quantize(lax.stop_gradient(y)).astype(jnp.float32)
-    if quantizer.zero_point is not None:
-        q = q - jnp.repeat(quantizer.zero_point, size, axis=-1)[..., : y.shape[-1]].astype(jnp.float32)
-    ratio = y.astype(jnp.float32) / step
-    return (step * (q + (ratio - lax.stop_gradient(ratio)))).astype(y.dtype)

@@ -7,7 +7,6 @@ import pytest
 
 from occ_jax.learned import (
     WATER_LMBDA,
-    affine_reconstruction,
     code_length,
     fitted_model,
     gaussian_control,
@@ -16,7 +15,6 @@ from occ_jax.learned import (
     scale_field_bits,
     water_filled,
 )
-from occ_jax.quantization import fit_affine
 from occ_jax.quantization.scales import CLASS_SHIFT, class_sigmas, fit_class_levels, scale_classes
 
 KEY = jax.random.key(1)
@@ -94,25 +92,6 @@ def test_relaxed_indices_go_from_noise_to_rounding():
     assert float(jnp.mean(jnp.abs(sharp - jnp.round(t)) < 0.02)) > 0.9
 
 
-@pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("group_size", [4, 7, "channel", "tensor"])
-def test_straight_through_integers_are_the_real_ones(group_size, symmetric):
-    y = T[:5, :15]
-    quantizer = fit_affine(y, 3, group_size=group_size, symmetric=symmetric)
-    expected = quantizer.dequantize(quantizer.quantize(y))
-    got = affine_reconstruction(y, 3, group_size=group_size, symmetric=symmetric)
-    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
-
-
-def test_the_error_of_integers_falls_with_the_range_alone():
-    y = jnp.asarray([[0.1, -0.4, 0.3, 2.0]])
-    gradient = jax.grad(lambda y: jnp.square(affine_reconstruction(y, 3, group_size=4, symmetric=True) - y).sum())(y)
-    np.testing.assert_allclose(gradient[0, :3], 0, atol=1e-6)
-    # The error is a constant in steps, so that its square grows as the square of the largest entry.
-    error = affine_reconstruction(y, 3, group_size=4, symmetric=True) - y
-    assert float(gradient[0, 3]) == pytest.approx(2 * float(jnp.square(error).sum()) / 2.0, rel=2e-3)
-
-
 def test_rates_lower_to_every_platform(lowers_everywhere):
     for family, scales in (("gaussian", "field"), ("laplace", "tensor"), ("generalized_gaussian", "columns")):
 
@@ -120,7 +99,6 @@ def test_rates_lower_to_every_platform(lowers_everywhere):
             return jax.grad(code_length)(t, key=KEY, family=family, scales=scales, temperature=0.5)
 
         lowers_everywhere(gradient, T)
-    lowers_everywhere(jax.grad(lambda t: affine_reconstruction(t, 3, group_size=8).sum()), T)
 
 
 def test_above_the_water_level_the_gradient_is_that_of_the_scale_field():

@@ -199,7 +199,11 @@ def test_some_rows_of_a_moved_matrix_are_rows_of_the_moved_matrix(place, toy, to
         np.testing.assert_allclose(some, whole[chosen], rtol=1e-4)
 
 
-@pytest.mark.parametrize("objective", [Integers(3, 16), Coded(jnp.float32(1e-4), "water")], ids=["int", "water"])
+@pytest.mark.parametrize(
+    "objective",
+    [Integers(3, 16), Integers(2, 16, feedback=True, clip=True), Coded(jnp.float32(1e-4), "water")],
+    ids=["int", "clipped", "water"],
+)
 def test_a_sample_of_rows_stands_for_all_of_them(objective, toy, toy_problem, drawn_coordinates, monkeypatch):
     monkeypatch.setattr(losses, "LEAST_ROWS", 1)
     config, coordinates = toy.config, drawn_coordinates(toy.config, ("residual", "values", "keys"))
@@ -267,6 +271,7 @@ def test_the_control_has_the_rate_of_the_network(toy, toy_folded):
         ({"bits": 0.0}, "--bits 0.0"),
         ({"objective": "int", "bits": 2.5}, "no width"),
         ({"objective": "kl", "rate": "water"}, "--rate water"),
+        ({"clip": True}, "--clip"),
         ({"placements": ("residual", "unit-scales")}, "--placements unit-scales"),
         ({"damping": 0.0}, "--damping"),
         ({"row_share": 0.0}, "--row-share 0.0"),

@@ -1,0 +1,119 @@
+r"""What integers with shared scales leave of coefficients, differentiably.
+
+Their rate is constant, so their error is all there is to train: that of rounding to the nearest, which is exact and
+whose gradient goes straight through, or the one that feedback will leave, as a closed form.
+
+References:
+    Esser et al., Learned step size quantization, ICLR 2020, arXiv:1902.08153, section 2.1.
+    Liu et al., SpinQuant, 2024, arXiv:2405.16406.
+"""
+
+from typing import Literal
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from occ_jax.quantization.affine import fit_affine, group_ranges
+
+
+def affine_reconstruction(
+    y: Float[Array, "*shape"],
+    bits: int,
+    *,
+    group_size: int | Literal["tensor", "channel"],
+    symmetric: bool = False,
+    clip: bool = False,
+) -> Float[Array, "*shape"]:
+    r"""What integers with shared scales make of coefficients, with straight-through gradients.
+
+    .. math::
+
+        \hat y = s\,(q - z), \qquad \frac{\partial \hat y}{\partial y} = I
+        + \left(q - z - \frac{y}{s}\right) \frac{\partial s}{\partial y}
+
+    The value is exactly that of :func:`~occ_jax.quantization.fit_affine`; the gradient takes rounding for the
+    identity, of the coefficients and of the scale's float16, and knows that the scale is the range of the group, or
+    with ``clip`` the best part of it. The error :math:`\hat y - y` therefore moves with the scale alone: to lower it is
+    to lower the ranges. A coefficient that was clipped is at the edge of the range,
+    :math:`\partial \hat y / \partial y = (q - z)\, \partial s / \partial y`, and its error moves with itself.
+
+    Args:
+        y: coefficients; groups run along the last axis.
+        bits: width of an index.
+        group_size: coefficients per scale, or ``"channel"`` or ``"tensor"``.
+        symmetric: no zero points.
+        clip: search for the range, as :func:`~occ_jax.quantization.fit_affine` does.
+
+    Example:
+        >>> y = jnp.asarray([[0.0, 1.0, 2.0, 6.0]])
+        >>> print(affine_reconstruction(y, 2, group_size=4))
+        [[0. 0. 2. 6.]]
+    """
+    quantizer = fit_affine(lax.stop_gradient(y), bits, group_size=group_size, symmetric=symmetric, clip=clip)
+    lowest, highest, size = group_ranges(y.astype(jnp.float32), group_size)
+    span = jnp.maximum(-lowest, highest) / (2 ** (bits - 1) - 0.5) if symmetric else (highest - lowest) / (2**bits - 1)
+    scale = _follow(quantizer.scale, span)
+    step = jnp.repeat(scale, size, axis=-1)[..., : y.shape[-1]]
+    q = quantizer.quantize(lax.stop_gradient(y)).astype(jnp.float32)
+    if quantizer.zero_point is not None:
+        q = q - jnp.repeat(quantizer.zero_point, size, axis=-1)[..., : y.shape[-1]].astype(jnp.float32)
+    ratio = y.astype(jnp.float32) / step
+    inside = jnp.abs(lax.stop_gradient(ratio) - q) <= 0.5 + 1e-3
+    return (step * (q + jnp.where(inside, ratio - lax.stop_gradient(ratio), 0.0))).astype(y.dtype)
+
+
+def fed_back_error(
+    w: Float[Array, "rows columns"],
+    costs: Float[Array, " columns"],
+    bits: int,
+    *,
+    group_size: int,
+    clip: bool = False,
+) -> Float[Array, " rows"]:
+    r"""Expected weighted error of every row of asymmetric integers with feedback (GPTQ).
+
+    An error in column :math:`j` costs :math:`c_j`, what later columns cannot make up for. Within the range it is
+    uniform in a step :math:`s`, and a coefficient beyond the range is wrong by its distance :math:`b` from the last
+    index,
+
+    .. math::
+
+        D_i = \sum_j c_j \begin{cases} s_{ij}^2 / 12 & \text{inside,} \\ b_{ij}^2 & \text{outside.} \end{cases}
+
+    Args:
+        w: coefficients before any feedback.
+        costs: :math:`c`, by :func:`~occ_jax.learned.column_costs`.
+        bits: width of an index.
+        group_size: coefficients that share a scale.
+        clip: search for the range of every group, as the quantizer will; otherwise all coefficients are inside.
+
+    Example:
+        >>> w = jnp.asarray([[0.0, 1.0, 2.0, 6.0]])
+        >>> print(fed_back_error(w, jnp.ones(4), 2, group_size=4))  # four errors, uniform in a step of 2
+        [1.3333334]
+    """
+    w = w.astype(jnp.float32)
+    lowest, highest, size = group_ranges(w, group_size)
+    span = (highest - lowest) / (2**bits - 1)
+    if not clip:
+        in_groups = jnp.pad(costs, (0, -len(costs) % size)).reshape(-1, size).sum(1)
+        return jnp.matmul(jnp.square(span), in_groups, precision="highest") / 12
+    fixed, weights = lax.stop_gradient(w), lax.stop_gradient(costs)[None, :]
+    quantizer = fit_affine(fixed, bits, group_size=group_size, clip=True, weights=weights)
+    assert quantizer.zero_point is not None
+
+    def spread(x: Array) -> Array:
+        return jnp.repeat(x, size, axis=-1)[..., : w.shape[-1]]
+
+    step, zero = spread(_follow(quantizer.scale, span)), spread(quantizer.zero_point).astype(jnp.float32)
+    beyond = jnp.maximum(-zero * step - w, w - (2**bits - 1 - zero) * step)
+    squared = jnp.where(beyond > step / 2, jnp.square(beyond), jnp.square(step) / 12)
+    return jnp.matmul(squared, costs, precision="highest")
+
+
+def _follow(scale: Float[Array, "*groups"], span: Float[Array, "*groups"]) -> Float[Array, "*groups"]:
+    """``scale`` in float32, with the gradient of the part of ``span`` that it is."""
+    scale = lax.stop_gradient(scale.astype(jnp.float32))
+    fixed = lax.stop_gradient(span)
+    return scale + scale / jnp.where(fixed > 0, fixed, 1.0) * (span - fixed)

@@ -1,0 +1,72 @@
+"""Integers with shared scales as an objective: values of the real quantizer, gradients that go straight through."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from occ_jax.learned import affine_reconstruction, fed_back_error
+from occ_jax.quantization import fit_affine, prepare_hessian
+from occ_jax.quantization.integer_feedback import quantize_integers
+
+T = jnp.asarray(np.random.default_rng(0).standard_normal((8, 32)), jnp.float32)
+
+
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("group_size", [4, 7, "channel", "tensor"])
+def test_straight_through_integers_are_the_real_ones(group_size, symmetric, clip):
+    y = T[:5, :15]
+    options = {"group_size": group_size, "symmetric": symmetric, "clip": clip}
+    quantizer = fit_affine(y, 3, **options)
+    expected = quantizer.dequantize(quantizer.quantize(y))
+    np.testing.assert_allclose(affine_reconstruction(y, 3, **options), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_the_error_falls_with_the_range_alone():
+    y = jnp.asarray([[0.1, -0.4, 0.3, 2.0]])
+    gradient = jax.grad(lambda y: jnp.square(affine_reconstruction(y, 3, group_size=4, symmetric=True) - y).sum())(y)
+    np.testing.assert_allclose(gradient[0, :3], 0, atol=1e-6)
+    # The error is a constant in steps, so that its square grows as the square of the largest entry.
+    error = affine_reconstruction(y, 3, group_size=4, symmetric=True) - y
+    assert float(gradient[0, 3]) == pytest.approx(2 * float(jnp.square(error).sum()) / 2.0, rel=2e-3)
+
+
+def test_what_is_clipped_moves_its_own_error():
+    y = jnp.concatenate([T[:1], jnp.asarray([[9.0]])], axis=1)
+    options = {"group_size": 33, "symmetric": True, "clip": True}
+    error = affine_reconstruction(y, 2, **options) - y
+    assert float(error[0, -1]) < -1.0, "the outlier is beyond the range"
+    scale = float(fit_affine(y, 2, **options).scale.item())
+
+    def at_a_fixed_range(last):
+        moved = y.at[0, -1].set(last)
+        return jnp.square(jnp.clip(jnp.round(moved / scale), -2, 1) * scale - moved).sum()
+
+    gradient = jax.grad(lambda y: jnp.square(affine_reconstruction(y, 2, **options) - y).sum())(y)
+    # At the best range the error does not change with the range: what is left is that of the outlier itself.
+    assert float(gradient[0, -1]) == pytest.approx(float(jax.grad(at_a_fixed_range)(9.0)), rel=0.3)
+
+
+@pytest.mark.parametrize(("bits", "clip"), [(2, False), (2, True), (3, False), (3, True), (4, True)])
+def test_the_expected_error_is_what_feedback_leaves(bits, clip):
+    rng = np.random.default_rng(bits)
+    mixing = np.eye(128) + 0.1 * rng.standard_normal((128, 128))
+    x = rng.standard_normal((2048, 128)) @ mixing
+    hessian = x.T @ x / len(x)
+    w = rng.standard_normal((256, 128)).astype(np.float32)
+    factor = prepare_hessian(hessian, damping=1e-6)
+    result = quantize_integers(w, factor, bits=bits, group_size=64, clip=clip)
+    error = w - np.asarray(result.quantizer.dequantize(result.q), np.float64)
+    left = np.trace(error @ hessian @ error.T)
+    costs = jnp.asarray(1 / np.square(factor.diagonal), jnp.float32)
+    expected = float(fed_back_error(jnp.asarray(w), costs, bits, group_size=64, clip=clip).sum())
+    # What is fed back widens the groups a little, more so the fewer bits there are.
+    assert 0.65 < expected / left < 1.1
+
+
+@pytest.mark.parametrize("clip", [False, True])
+def test_gradients_lower_to_every_platform(clip, lowers_everywhere):
+    lowers_everywhere(jax.grad(lambda t: affine_reconstruction(t, 3, group_size=8, clip=clip).sum()), T)
+    costs = jnp.ones(T.shape[1])
+    lowers_everywhere(jax.grad(lambda t: fed_back_error(t, costs, 2, group_size=8, clip=clip).sum()), T)
