@@ -91,6 +91,22 @@ def kl_at_bytes(rows: Sequence[Row], file_bytes: float | int) -> float | None:
     return float(np.exp(np.interp(file_bytes, sizes, [point[1] for point in points])))
 
 
+def change_at_bytes(row: Row, curve: Sequence[Row]) -> tuple[float, float] | None:
+    """Relative change of the divergence against a curve at the size of a file, window by window.
+
+    Returns:
+        As :func:`paired_change`, with the logarithm of each window's divergence taken as linear in bytes between the
+        files of the curve; ``None`` where these do not span the size (nothing is extrapolated).
+    """
+    files = sorted(curve, key=lambda other: other.file_bytes)
+    sizes = [other.file_bytes for other in files]
+    if len({len(other.kl_windows) for other in files}) != 1 or not sizes[0] <= row.file_bytes <= sizes[-1]:
+        return None
+    logs = np.log([other.kl_windows for other in files]).T
+    there = tuple(float(np.exp(np.interp(row.file_bytes, sizes, window))) for window in logs)
+    return paired_change(row, [dataclasses.replace(row, kl_windows=there)])
+
+
 def series_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Rows by :attr:`Row.series`, in the order of their first row."""
     return {name: [row for row in rows if row.series == name] for name in dict.fromkeys(row.series for row in rows)}

@@ -10,8 +10,9 @@
 
 Integers of one width have one size, so their divergences are compared directly, with standard errors of the paired
 differences over windows; several draws of random coordinates are one line with their spread. Entropy-coded files are
-compared by the bytes that they need at equal divergence (log KL linear in bytes between neighbouring files, nothing
-extrapolated). A page keeps everything outside of its two markers.
+compared by the bytes that they need at equal divergence, and by their divergence at equal bytes with the standard error
+of paired differences (log KL linear in bytes between neighbouring files, nothing extrapolated). A page keeps everything
+outside of its two markers.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import tyro
-from occ_llm.results import Row, bytes_at_kl, paired_change
+from occ_llm.results import Row, bytes_at_kl, change_at_bytes, paired_change
 from pages import update_pages
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,7 +40,7 @@ PAGES: Mapping[str, Mapping[str, Any]] = {
             "quantizer", "bits per linear weight", "coordinates", "perplexity", "KL ± se", "against the mean Hadamard",
         ),
         "coded columns": ("quantizer", "coordinates", "bits per linear weight", "file bytes", "perplexity", "KL ± se",
-                          "bytes against the best fixed coordinates at this KL"),
+                          "bytes against the best fixed coordinates at this KL", "KL against the best at these bytes"),
         "draws": "{place}, mean of {draws} draws (KL spread {spread:.4f})",
         "feedback": ("no feedback", "with feedback"),
         "none": "Nothing has been measured yet.",
@@ -51,7 +52,8 @@ PAGES: Mapping[str, Mapping[str, Any]] = {
             "양자화기", "선형 가중치당 비트", "좌표계", "퍼플렉시티", "KL ± 표준 오차", "Hadamard 평균 대비",
         ),
         "coded columns": ("양자화기", "좌표계", "선형 가중치당 비트", "파일 바이트", "퍼플렉시티", "KL ± 표준 오차",
-                          "같은 KL에서 가장 좋은 고정 좌표계 대비 바이트"),
+                          "같은 KL에서 가장 좋은 고정 좌표계 대비 바이트",
+                          "같은 바이트에서 가장 좋은 고정 좌표계 대비 KL"),
         "draws": "{place}, 표본 {draws}개의 평균 (KL 표준 편차 {spread:.4f})",
         "feedback": ("피드백 없음", "피드백 있음"),
         "none": "아직 측정한 것이 없습니다.",
@@ -102,21 +104,35 @@ def compare_integers(rows: Sequence[Row]) -> Iterator[IntegerLine]:
         yield from sorted(lines, key=lambda line: -line.mean("kl_mean"))
 
 
-def compare_coded(rows: Sequence[Row]) -> Iterator[tuple[Row, str | None, float | None]]:
-    """Every file with the best fixed basis at its divergence, and its bytes over those of that basis, less one."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CodedLine:
+    """An entropy-coded file against fixed coordinates.
+
+    Attributes:
+        row: the file.
+        bytes: best fixed basis at its divergence, and its bytes over those of that basis, less one.
+        kl: best fixed basis at its size, and the change of its divergence against that, with a standard error.
+    """
+
+    row: Row
+    bytes: tuple[str, float] | None
+    kl: tuple[str, tuple[float, float]] | None
+
+
+def compare_coded(rows: Sequence[Row]) -> Iterator[CodedLine]:
+    """Every file against the best fixed basis that reaches its divergence, and its size."""
     ordered = sorted(rows, key=lambda r: (r.quantizer, r.feedback, r.coordinates, r.file_bytes))
     for alike in grouped(ordered, lambda r: (r.quantizer, r.feedback)).values():
-        curves = grouped(alike, lambda r: r.coordinates)
+        curves = {n: c for n, c in grouped(alike, lambda r: r.coordinates).items() if not n.startswith(LEARNED)}
         for row in alike:
-            fixed = {
-                name: size
-                for name, other in curves.items()
-                if not name.startswith(LEARNED)
-                and name != row.coordinates
-                and (size := bytes_at_kl(other, row.kl_mean)) is not None
-            }
-            best = min(fixed, key=lambda name: fixed[name]) if fixed else None
-            yield row, best, None if best is None else row.file_bytes / fixed[best] - 1
+            others = {name: curve for name, curve in curves.items() if name != row.coordinates}
+            sizes = {n: row.file_bytes / size - 1 for n, c in others.items() if (size := bytes_at_kl(c, row.kl_mean))}
+            changes = {n: change for n, c in others.items() if (change := change_at_bytes(row, c))}
+            yield CodedLine(
+                row=row,
+                bytes=max(sizes.items(), key=lambda item: item[1], default=None),
+                kl=max(changes.items(), key=lambda item: item[1], default=None),
+            )
 
 
 def render(record: Mapping[str, Any], words: Mapping[str, Any]) -> str:
@@ -138,7 +154,6 @@ def _integer_cells(rows: Sequence[Row], words: Mapping[str, Any]) -> Iterator[tu
         kl, draws, place = [row.kl_mean for row in line.rows], len(line.rows), line.place
         if draws > 1:
             place = words["draws"].format(place=place, draws=draws, spread=np.std(kl, ddof=1))
-        change = "" if line.change is None else f"{line.change[0]:+.1%} ± {line.change[1]:.1%}"
         first, error = line.rows[0], line.mean("kl_se")
         yield (
             f"{first.quantizer}, {words['feedback'][first.feedback]}",
@@ -146,12 +161,13 @@ def _integer_cells(rows: Sequence[Row], words: Mapping[str, Any]) -> Iterator[tu
             place,
             _perplexity(line.mean("perplexity")),
             f"{np.mean(kl):.4f} ± {error:.4f}",
-            change,
+            _change(line.change),
         )
 
 
 def _coded_cells(rows: Sequence[Row], words: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    for row, best, change in compare_coded(rows):
+    for line in compare_coded(rows):
+        row = line.row
         yield (
             f"{row.quantizer}, {words['feedback'][row.feedback]}",
             row.coordinates,
@@ -159,8 +175,13 @@ def _coded_cells(rows: Sequence[Row], words: Mapping[str, Any]) -> Iterator[tupl
             f"{row.file_bytes:,}",
             _perplexity(row.perplexity),
             f"{row.kl_mean:.4f} ± {row.kl_se:.4f}",
-            "" if change is None else f"{change:+.1%} ({best})",
+            "" if line.bytes is None else f"{line.bytes[1]:+.1%} ({line.bytes[0]})",
+            "" if line.kl is None else f"{_change(line.kl[1])} ({line.kl[0]})",
         )
+
+
+def _change(change: tuple[float, float] | None) -> str:
+    return "" if change is None else f"{change[0]:+.1%} ± {change[1]:.1%}"
 
 
 def _perplexity(value: float) -> str:

@@ -61,7 +61,9 @@ def test_integers_are_compared_with_the_mean_over_draws(record):
 
 def test_coded_files_are_compared_by_bytes_at_equal_divergence(record):
     table = script.render(record, WORDS)
-    assert "| learned (here) | 2.250 | 22,500,000 | 24.00 | 0.2000 ± 0.0100 | -10.0% (identity) |" in table
+    # At 2.25 bits the curve of the original coordinates has 0.4 / 2 ** 0.5.
+    cells = "| learned (here) | 2.250 | 22,500,000 | 24.00 | 0.2000 ± 0.0100 | -10.0% (identity) | -29.3% ± 0.0% (identity) |"
+    assert cells in table
     assert "trellis" not in table, "one basis is no comparison"
 
 

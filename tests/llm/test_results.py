@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 from occ_llm.figures import bench_figure, rate_distortion_figure
-from occ_llm.results import Row, at_equal_bytes, best_series, bytes_at_kl, kl_at_bytes, paired_change
+from occ_llm.results import Row, at_equal_bytes, best_series, bytes_at_kl, change_at_bytes, kl_at_bytes, paired_change
 
 
 def row(coordinates, file_bytes, kl, **changes):
@@ -110,3 +110,13 @@ def test_changes_are_paired_by_window():
     )
     assert paired_change(mine, [row("identity", 100, 1.0, kl_windows=(0.9, 1.0, 1.1))]) is None
     assert paired_change(mine, []) is None
+
+
+def test_a_curve_is_compared_at_the_size_of_a_file():
+    curve = [row("identity", 100, 1.0, kl_windows=(0.8, 1.2)), row("identity", 200, 0.25, kl_windows=(0.2, 0.3))]
+    mine = row("learned", 150, 0.45, kl_windows=(0.3, 0.6))
+    change, error = change_at_bytes(mine, curve)  # the curve has 0.4 and 0.6 there
+    assert change == pytest.approx(-0.1)
+    assert error == pytest.approx(0.1)
+    assert change_at_bytes(row("learned", 99, 1.0, kl_windows=(1.0, 1.0)), curve) is None
+    assert change_at_bytes(mine, [row("identity", 100, 1.0, kl_windows=(1.0,)), *curve]) is None
