@@ -47,10 +47,9 @@ class Method:
         coordinates: name of the coordinates.
         quantizer: ``int-rtn-G`` are asymmetric integers with a float16 scale for each group of G, rounded to the
             nearest; ``int-gptq-G`` the same with feedback; ``clipped`` ones search for the range of each group instead
-            of taking all of it; ``scalar`` and ``trellis-S`` are entropy-coded with
-            feedback, ``scalar-rtn`` without. Words behind them turn on what else there is: feedback along the
-            ``outputs`` too, ``finished`` row scales and gains, blocks in ``sequential`` order, and a sensitivity
-            ``corrected`` by measured slopes. With
+            of taking all of it; ``scalar`` and ``trellis-S`` are entropy-coded with feedback, ``scalar-rtn`` without.
+            Words behind them turn on what else there is: feedback along the ``outputs`` too, ``finished`` row scales
+            and gains, blocks in ``sequential`` order, and a sensitivity ``corrected`` by measured slopes. With
             ``embedding-int8`` the embedding is held in 8 bits instead of being coded under the same dial.
         seed: of random coordinates.
         transforms: file of ``learned`` coordinates.

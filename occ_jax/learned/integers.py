@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from occ_jax.quantization.affine import fit_affine, group_ranges
+from occ_jax.quantization.affine import fit_affine, group_ranges, spread_groups
 
 
 def affine_reconstruction(
@@ -54,10 +54,10 @@ def affine_reconstruction(
     lowest, highest, size = group_ranges(y.astype(jnp.float32), group_size)
     span = jnp.maximum(-lowest, highest) / (2 ** (bits - 1) - 0.5) if symmetric else (highest - lowest) / (2**bits - 1)
     scale = _follow(quantizer.scale, span)
-    step = jnp.repeat(scale, size, axis=-1)[..., : y.shape[-1]]
+    step = spread_groups(scale, size, y.shape[-1])
     q = quantizer.quantize(lax.stop_gradient(y)).astype(jnp.float32)
     if quantizer.zero_point is not None:
-        q = q - jnp.repeat(quantizer.zero_point, size, axis=-1)[..., : y.shape[-1]].astype(jnp.float32)
+        q = q - spread_groups(quantizer.zero_point, size, y.shape[-1]).astype(jnp.float32)
     ratio = y.astype(jnp.float32) / step
     inside = jnp.abs(lax.stop_gradient(ratio) - q) <= 0.5 + 1e-3
     return (step * (q + jnp.where(inside, ratio - lax.stop_gradient(ratio), 0.0))).astype(y.dtype)
@@ -102,11 +102,8 @@ def fed_back_error(
     fixed, weights = lax.stop_gradient(w), lax.stop_gradient(costs)[None, :]
     quantizer = fit_affine(fixed, bits, group_size=group_size, clip=True, weights=weights)
     assert quantizer.zero_point is not None
-
-    def spread(x: Array) -> Array:
-        return jnp.repeat(x, size, axis=-1)[..., : w.shape[-1]]
-
-    step, zero = spread(_follow(quantizer.scale, span)), spread(quantizer.zero_point).astype(jnp.float32)
+    step, zero = (spread_groups(x, size, w.shape[-1]) for x in (_follow(quantizer.scale, span), quantizer.zero_point))
+    zero = zero.astype(jnp.float32)
     beyond = jnp.maximum(-zero * step - w, w - (2**bits - 1 - zero) * step)
     squared = jnp.where(beyond > step / 2, jnp.square(beyond), jnp.square(step) / 12)
     return jnp.matmul(squared, costs, precision="highest")

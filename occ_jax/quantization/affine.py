@@ -84,11 +84,10 @@ class Affine(Quantizer):
         return jnp.clip(z, smallest - 0.5, largest + 0.5).astype(y.dtype)
 
     def _per_coefficient(self, size: int) -> tuple[Float[Array, "..."], Int32[Array, "..."]]:
-        def spread(x: Array) -> Array:
-            return jnp.repeat(x, self.group_size, axis=-1)[..., :size]
-
-        scale = spread(self.scale).astype(jnp.float32)
-        return scale, jnp.zeros_like(scale, jnp.int32) if self.zero_point is None else spread(self.zero_point)
+        scale = spread_groups(self.scale, self.group_size, size).astype(jnp.float32)
+        if self.zero_point is None:
+            return scale, jnp.zeros_like(scale, jnp.int32)
+        return scale, spread_groups(self.zero_point, self.group_size, size)
 
 
 def fit_affine(
@@ -181,6 +180,11 @@ def group_ranges(
     """``min(y, 0)`` and ``max(y, 0)`` of every group, and the number of coefficients in a full group."""
     grouped, size = _grouped(y, group_size)
     return jnp.min(grouped, axis=-1, initial=0.0), jnp.max(grouped, axis=-1, initial=0.0), size
+
+
+def spread_groups(x: Array, group_size: int, length: int) -> Array:
+    """What each group has, for each of the ``length`` coefficients along the last axis."""
+    return jnp.repeat(x, group_size, axis=-1)[..., :length]
 
 
 def _grouped(y: Float[Array, "..."], group_size: int | str) -> tuple[Float[Array, "*groups size"], int]:
