@@ -11,7 +11,7 @@ from ..checkpoints.atomic import atomic_file, check_output
 from ..errors import OccError
 from ..figures import learning_figure
 from ..learning import LearnSettings, Outcome, Session
-from ..stored_coordinates import describe, save_coordinates
+from ..stored_coordinates import describe, load_coordinates, save_coordinates
 from .compress import CalibrationText, ModelSource, Output
 from .terminal import Terminal
 
@@ -29,6 +29,8 @@ class Learn:
     """Transforms file to write (.safetensors); a figure of the training is written beside it."""
     settings: Annotated[LearnSettings, tyro.conf.arg(name="")] = dataclasses.field(default_factory=LearnSettings)
     calibration: Annotated[CalibrationText, tyro.conf.arg(name="")] = dataclasses.field(default_factory=CalibrationText)
+    transforms: Path | None = None
+    """With --init learned, the file of `occ learn` in whose coordinates training begins."""
     control: bool = False
     """Learn on Gaussian matrices of the same shapes and scales, too: what is gained there is fitted to noise."""
     force: bool = False
@@ -41,17 +43,22 @@ class Learn:
         terminal = Terminal(json_only=self.json)
         if self.out.suffix != ".safetensors":
             raise OccError(f"{self.out}: transforms are written as .safetensors; give the file such a name")
+        if (self.settings.init == "learned") != (self.transforms is not None):
+            raise OccError("--init learned and --transforms FILE belong together: give both or neither")
         figure = self.out.with_suffix(".svg")
         checkpoint = load_checkpoint(self.model)
+        inputs = [path for path in (checkpoint.path, self.transforms) if path is not None]
         for path in (self.out, figure):
-            check_output(path, force=self.force, inputs=[] if checkpoint.path is None else [checkpoint.path])
+            check_output(path, force=self.force, inputs=inputs)
         tokens = self.calibration.tokens(checkpoint)
         statistics = self.calibration.statistics(checkpoint, terminal, tokens, seed=self.settings.seed)
+        begun, model = self.transforms, statistics.fingerprint.model
         session = Session(
             checkpoint,
             statistics,
             self.settings,
             tokens.finishing,
+            start=None if begun is None else load_coordinates(begun, checkpoint.config, model_digest=model),
             progress=lambda label, total: terminal.progress(label, total=total),
             track=terminal.track,
         )
@@ -59,6 +66,7 @@ class Learn:
         result = outcome.to_json()
         about = {
             "settings": dataclasses.asdict(self.settings),
+            "transforms": None if self.transforms is None else self.transforms.name,
             "text": self.calibration.described,
             "text_digest": statistics.fingerprint.text,
             **result,
@@ -69,7 +77,7 @@ class Learn:
                 checkpoint.config,
                 outcome.learned.coordinates,
                 model=checkpoint.name,
-                model_digest=statistics.fingerprint.model,
+                model_digest=model,
                 about=about | {"log": _log(outcome)},
             )
         learning_figure(_logs(outcome), figure, title=f"{checkpoint.name}: {_finding(outcome)}")

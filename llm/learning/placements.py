@@ -1,7 +1,7 @@
 """Where a learned transform may live in a network, and the parameters of all of them as one tree."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import jax
@@ -10,7 +10,18 @@ from jaxtyping import Array, Float
 
 from occ_jax._pytree import pytree_dataclass, replace
 from occ_jax.learned import Cayley, cayley, materialize
-from occ_jax.transforms import BlockDiagonal, Butterfly, Identity, PlaneRotation, Scaling, Transform, butterfly, chain
+from occ_jax.transforms import (
+    BlockDiagonal,
+    Butterfly,
+    Chain,
+    Identity,
+    PlaneRotation,
+    Rotation,
+    Scaling,
+    Transform,
+    butterfly,
+    chain,
+)
 
 from ..config import ModelConfig
 from ..coordinates import BlockCoordinates, Coordinates
@@ -56,11 +67,12 @@ def initial_parameters(config: ModelConfig, placements: Sequence[Placement], sta
     Args:
         config: architecture.
         placements: what is trained; repetitions count once.
-        start: coordinates without anything of a block's own. The residual rotation begins there; the others begin at
-            the identity, after what is there.
+        start: the residual rotation begins there, and so does what the blocks have of their own, if it was learned
+            before; without that the others begin at the identity, after what is there.
 
     Raises:
-        OccError: there is nothing to train, or a placement does not exist in this model.
+        OccError: there is nothing to train, a placement does not exist in this model, or one that the blocks of
+            ``start`` have is not to be trained.
     """
     chosen = set(placements)
     if not chosen:
@@ -87,7 +99,41 @@ def initial_parameters(config: ModelConfig, placements: Sequence[Placement], sta
         "unit-scales": lambda: stack(Scaling, config.intermediate_size),
         "hidden": lambda: jax.vmap(lambda _: butterfly(config.intermediate_size, sweeps=HIDDEN_SWEEPS))(zeros(layers)),
     }
-    return Parameters(**{name.replace("-", "_"): make() for name, make in made.items() if name in chosen})
+    first = Parameters(**{name.replace("-", "_"): make() for name, make in made.items() if name in chosen})
+    return _begun(first, start.blocks) if start.blocks else first
+
+
+_PARTS: Mapping[str, tuple[str, type[Transform], Callable[[Any], Any]]] = {
+    "values": ("values", Rotation, lambda r: jax.vmap(jax.vmap(Cayley))(jnp.zeros_like(r.matrix), r.matrix)),
+    "keys": ("keys", PlaneRotation, lambda planes: planes),
+    "value_scales": ("values", Scaling, lambda scaling: scaling),
+    "key_scales": ("keys", Scaling, lambda s: s.log2_scale[..., : s.log2_scale.shape[-1] // 2]),
+    "unit_scales": ("units", Scaling, lambda scaling: scaling),
+    "hidden": ("hidden", Butterfly, lambda sweeps: sweeps),
+}
+"""Field of the parameters -> where blocks have such a transform, its class, and the parameters that make it."""
+
+
+def _begun(first: Parameters, blocks: Sequence[BlockCoordinates]) -> Parameters:
+    """Parameters at which the blocks have these transforms, the inverse of :func:`learned_coordinates`."""
+    found = {}
+    for field, (place, kind, parameters) in _PARTS.items():
+        links = [link for block in blocks for link in _links(getattr(block, place)) if isinstance(link, kind)]
+        if not links:
+            continue
+        name = field.replace("_", "-")
+        if getattr(first, field) is None:
+            raise OccError(f"training begins in coordinates that have {name}: add {name} to --placements")
+        if len(links) != len(blocks):
+            raise OccError(f"training begins in coordinates that have {len(links)} {name} in {len(blocks)} blocks")
+        found[field] = parameters(jax.tree.map(lambda *leaves: jnp.stack(leaves), *links))
+    return dataclasses.replace(first, **found)
+
+
+def _links(transform: Transform) -> tuple[Transform, ...]:
+    """The transforms of every head, or of all units, one after the other."""
+    inner = transform.transform if isinstance(transform, BlockDiagonal) else transform
+    return inner.transforms if isinstance(inner, Chain) else (inner,)
 
 
 def default_placements(config: ModelConfig, *, scalings: bool) -> tuple[Placement, ...]:

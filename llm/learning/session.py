@@ -86,6 +86,7 @@ class Session:
         statistics: of the folded network in original coordinates, with the Fisher information.
         settings: of the training.
         tokens: calibration windows, for the end-to-end objectives and to time a pass.
+        start: coordinates in which training begins, if they were learned before (``settings.init`` is ``learned``).
         progress: shows how far a training has come.
         track: shows how far other work has come.
     """
@@ -97,6 +98,7 @@ class Session:
         settings: LearnSettings,
         tokens: Int[np.ndarray, "windows length"],
         *,
+        start: Coordinates | None = None,
         progress: Progress,
         track: Callable[[Iterable, str], Iterator] = lambda rows, label: iter(rows),
     ):
@@ -104,9 +106,12 @@ class Session:
         self._progress, self._track = progress, track
         self._tokens = cut_shorter(tokens, settings.window)
         self._config = checkpoint.config
-        moment = statistics.residual_moment() if settings.init == "klt" else None
-        key = jax.random.key(settings.seed)
-        self._start = choose_coordinates(settings.init, self._config, key=key, second_moment=moment)
+        self._begun = start is not None
+        if start is None:
+            moment = statistics.residual_moment() if settings.init == "klt" else None
+            key = jax.random.key(settings.seed)
+            start = choose_coordinates(settings.init, self._config, key=key, second_moment=moment)
+        self._start = start
 
     def run(self, *, control: bool = False) -> Outcome:
         """Train, and measure.
@@ -201,9 +206,17 @@ class Session:
         return learned
 
     def _digest(self, label: str) -> str:
-        seen = hashlib.sha256(self._tokens.astype("<i4").tobytes()).hexdigest() if self._settings.end_to_end else None
-        parts = [self._statistics.fingerprint.digest, dataclasses.asdict(self._settings), seen, label, 1]
+        seen = _digest_of([self._tokens.astype("<i4")]) if self._settings.end_to_end else None
+        begun = _digest_of(jax.tree.leaves(self._start)) if self._begun else None
+        parts = [self._statistics.fingerprint.digest, dataclasses.asdict(self._settings), seen, label, begun, 2]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _digest_of(arrays: Iterable[Any]) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def pass_seconds(model: LanguageModel, tokens: Int[np.ndarray, " length"]) -> float:

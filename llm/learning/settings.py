@@ -8,7 +8,7 @@ from .losses import RateName
 from .placements import SCALINGS, Placement
 
 ObjectiveName = Literal["scales", "int", "kl", "kl-coded"]
-InitName = Literal["identity", "hadamard", "random", "klt"]
+InitName = Literal["identity", "hadamard", "random", "klt", "learned"]
 
 _BITS: dict[ObjectiveName, float] = {"scales": 2.0, "int": 3.0, "kl": 3.0, "kl-coded": 2.0}
 
@@ -34,7 +34,7 @@ class LearnSettings:
     placements: tuple[Placement, ...] = ()
     """Where to learn; by default all places that cost nothing in the file."""
     init: InitName = "identity"
-    """Coordinates in which training begins."""
+    """Coordinates in which training begins; `learned` ones are read from --transforms, and go on being trained."""
     steps: int | None = None
     """Steps of Adam; 200 layer by layer, 100 end to end, where each takes longer."""
     learning_rate: float = 0.003

@@ -114,6 +114,26 @@ def test_files_for_other_models_and_other_files_are_refused(learned, place, toy,
     assert not (place / "o").exists()
 
 
+def test_a_training_goes_on_from_another(learned, place, capsys):
+    more = ("--window", "32", "--placements", "residual", "values", "hidden", "--init", "learned")
+    begun = ("--steps", "1", "--learning-rate", "1e-9", "--transforms", str(learned))
+    assert run(arguments("learn", place, "further.safetensors", *more, *begun)) == 0
+    about, before = describe(place / "further.safetensors"), describe(learned)["measured"]
+    assert about["transforms"] == "t.safetensors"
+    bits = {name: point["bits"] for name, point in about["measured"].items()}
+    gained = before["original"]["bits"] - before["learned"]["bits"]
+    assert bits["original"] - bits["start"] == pytest.approx(gained, abs=1e-3)
+    assert bits["learned"] == pytest.approx(bits["start"], abs=1e-3)
+    capsys.readouterr()
+    refused(capsys, arguments("learn", place, "u.safetensors", *more), "--init learned", "--transforms")
+    lost = arguments(
+        "learn", place, "u.safetensors", "--force", "--init", "learned", *begun, "--placements", "residual"
+    )
+    refused(capsys, lost, "add values to --placements")
+    onto = arguments("learn", place, "t.safetensors", "--force", *more, *begun)
+    refused(capsys, onto, "t.safetensors")
+
+
 def test_outputs_and_settings_are_checked_before_the_work(learned, place, capsys):
     refused(capsys, arguments("learn", place, "t.safetensors"), "t.safetensors", "already exists")
     refused(capsys, arguments("learn", place, "t.npz"), "t.npz", ".safetensors")

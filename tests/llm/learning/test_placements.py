@@ -16,6 +16,7 @@ from occ_llm.learning.placements import (
 )
 from occ_llm.learning.problem import moving_kinds
 from occ_llm.model import LanguageModel
+from occ_llm.stored_coordinates import as_stored
 
 from occ_jax.learned import TRAINED, default_labels, orthogonality_error
 
@@ -35,6 +36,23 @@ def test_training_begins_where_it_should(init, toy, toy_folded):
         np.testing.assert_allclose(found[name], expected[name], atol=1e-5, err_msg=name)
     x = jnp.eye(toy.config.intermediate_size)
     np.testing.assert_allclose(first.hidden_of(1).forward(x), start.hidden.forward(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("init", ["identity", "hadamard"])
+def test_training_begins_where_another_has_ended(init, toy, drawn_parameters):
+    config, start = toy.config, choose_coordinates(init, toy.config, key=jax.random.key(0))
+    ended = as_stored(learned_coordinates(config, start, drawn_parameters(config, EVERYTHING, start)))
+    begun = as_stored(learned_coordinates(config, ended, everything(config, ended)))
+    assert jax.tree.structure(begun) == jax.tree.structure(ended)
+    jax.tree.map(lambda found, due: np.testing.assert_allclose(found, due, atol=1e-4), begun, ended)
+
+
+def test_placements_that_training_begins_with_are_trained_on(toy, drawn_coordinates):
+    start = drawn_coordinates(toy.config, ("residual", "values", "value-scales"))
+    with pytest.raises(OccError, match=r"value-scales.*--placements"):
+        initial_parameters(toy.config, ("residual", "values"), start)
+    labels = jax.tree.leaves(default_labels(everything(toy.config, start)))
+    assert labels.count(TRAINED) == len(labels) - 2, "both starting rotations stay"
 
 
 @pytest.mark.parametrize("family", [{}, {"family": "qwen3", "qk_norm": True, "tie_word_embeddings": False}])
