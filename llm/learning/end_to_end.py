@@ -6,7 +6,8 @@ r"""The end-to-end objective: what the quantized network predicts, against the o
 
 The linear layers are moved, rounded to integers with shared scales (gradients go straight through) or given the noise
 that entropy-coded quantization with feedback leaves, and run. Embedding and head stay as they are: their rows enter and
-leave the moved stream through the same rotation.
+leave the moved stream through the same rotation. Under entropy coding they cost bytes too, and join the objective as
+they do layer by layer, with their rate and distortion under the water level.
 
 With feedback the error of a row is :math:`e = \frac{c}{\sqrt{g_i}}\, n U` with white noise :math:`n` of one step and
 :math:`H^{-1} = U^\top U`: it costs the same in every direction of the inputs, in whatever basis.
@@ -34,7 +35,7 @@ from ..config import ModelConfig
 from ..coordinates import BlockCoordinates, Coordinates, moves
 from ..model import LINEARS, LanguageModel, mean_divergence, observe
 from ..roles import linear_name
-from .layerwise import network_points, stacked
+from .layerwise import network_points, overall, stacked
 from .losses import Coded, Integers, Objective, moved_weight, positive
 from .placements import Parameters, shared_and_blocks, with_block
 from .problem import Problem
@@ -63,7 +64,7 @@ class Network:
 
     Attributes:
         params: of the network, without the matrices of the linear layers.
-        problem: its linear layers with their sensitivities.
+        problem: its linear layers with their sensitivities, and the outer matrices if they count.
         factors: for each kind of input :math:`U`, stacked over layers; empty for integers.
         head: output matrix.
     """
@@ -79,7 +80,7 @@ class EndToEnd:
 
     Args:
         model: with folded norms, in original coordinates.
-        problem: its linear layers; with second moments for entropy coding.
+        problem: its linear layers; with second moments, embedding and head for entropy coding.
         target: the predictions of the original.
         start: coordinates in which training begins.
         settings: of the training.
@@ -117,9 +118,11 @@ class EndToEnd:
         """Train every placement together; arguments as those of :meth:`~.layerwise.Layerwise.train`."""
         config, start, graphdef = self._model.config, self._start, self._model.graphdef
         lmbda, row_share = 1.0, self._settings.row_share
+        total = self._network.problem.num_weights
         if isinstance(self.objective, Coded):
             # Divergence goes with the square of the step and the rate with its logarithm: what a nat is worth in bits.
-            lmbda = 1 / (2 * float(np.log(2)) * self.measure(start))
+            share = sum(matrix.weight.size for matrix in self._network.problem.blocks.values()) / total
+            lmbda = share / (2 * float(np.log(2)) * self.measure(start))
 
         def loss(parameters: Parameters, data: tuple[Objective, Network, Windows], step: Step) -> RateDistortion:
             objective, network, windows = data
@@ -129,15 +132,23 @@ class EndToEnd:
             kl = divergence(config, graphdef, objective, start, residual, blocks, network, tokens, hidden, step.key)
             if isinstance(objective, Integers):
                 return RateDistortion(jnp.float32(objective.bits), kl)
-            problem, total = network.problem, network.problem.num_weights
-            value, _ = network_points(
-                config, objective, problem, partial(with_block, start), residual, blocks, step.key,
-                total=total, row_share=row_share,
-            )  # fmt: skip
-            return RateDistortion(value, kl)
+            lagrangian, bits = jnp.zeros(()), jnp.zeros(())
+            for part, chosen in _parts(objective, network.problem):
+                value, points = network_points(
+                    config, part, chosen, partial(with_block, start), residual, blocks, step.key,
+                    total=total, row_share=row_share,
+                )  # fmt: skip
+                lagrangian, bits = lagrangian + value, bits + overall(part, chosen, points, total=total).bits
+            return RateDistortion(jax.lax.stop_gradient(bits - lagrangian) + lagrangian, kl)
 
         data = (self.objective, self._network, self._windows)
         return train(config, start, self._settings, loss, data, lmbda=lmbda, key=key, state=state, on_chunk=on_chunk)
+
+
+def _parts(objective: Coded, problem: Problem) -> list[tuple[Coded, Problem]]:
+    """What counts beside the divergence: the rate of the linear layers, rate and distortion of the outer matrices."""
+    linear, outer = Problem(problem.blocks, {}), Problem({}, problem.outer)
+    return [(objective, linear)] + ([(Coded(objective.step, "water"), outer)] if problem.outer else [])
 
 
 def make_network(model: LanguageModel, problem: Problem, objective: Objective) -> Network:
@@ -145,7 +156,7 @@ def make_network(model: LanguageModel, problem: Problem, objective: Objective) -
 
     Args:
         model: with folded norms.
-        problem: its linear layers; with second moments for noise.
+        problem: its linear layers; with second moments for noise, and with the outer matrices if they count.
         objective: how they are quantized.
     """
     factors: dict[str, Array] = {}
@@ -154,7 +165,7 @@ def make_network(model: LanguageModel, problem: Problem, objective: Objective) -
             if INPUT_OF[kind] not in factors:
                 assert matrix.hessian is not None
                 factors[INPUT_OF[kind]] = jax.lax.map(_factor, matrix.hessian)
-    bare = Problem({k: dataclasses.replace(m, hessian=None) for k, m in problem.blocks.items()}, {})
+    bare = Problem({k: dataclasses.replace(m, hessian=None) for k, m in problem.blocks.items()}, problem.outer)
     blocks = {
         name: {"bias": part["bias"]} if "bias" in part else {} if name in LINEARS else part
         for name, part in model.params["blocks"].items()

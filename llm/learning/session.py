@@ -160,15 +160,16 @@ class Session:
     def _end_to_end(self) -> Outcome:
         settings, problem = self._settings, self._problem(self._folded)
         objective: Objective = Integers(settings.width, settings.group_size, clip=settings.clip)
-        if not settings.is_integer:
+        if settings.is_integer:
+            rates = Layerwise(self._config, problem, self._start, settings, objective)
+        else:
             # The rate with the second moments says at which step the file will have its size.
             chosen = dataclasses.replace(settings, objective="scales", rate="water")
-            water = Layerwise(self._config, problem, self._start, chosen).objective
-            assert isinstance(water, Coded)
-            objective = Coded(water.step)
+            rates = Layerwise(self._config, problem, self._start, chosen)
+            assert isinstance(rates.objective, Coded)
+            objective = Coded(rates.objective.step)
         target = predict(self._model, self._tokens, lambda rows: self._track(rows, "predict"))
         work = EndToEnd(self._model, problem, target, self._start, settings, objective)
-        rates = Layerwise(self._config, problem, self._start, settings, objective)
         learned = self._trained(work.train, "learn")
         measured = {}
         for name, place in self._places(learned.coordinates).items():
@@ -183,7 +184,7 @@ class Session:
             weights,
             self._statistics,
             hessians=settings.objective != "scales" or settings.rate != "field",
-            outer=settings.objective == "scales",
+            outer=not settings.is_integer,
             damping=settings.damping,
         )
 
