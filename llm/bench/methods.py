@@ -32,6 +32,7 @@ QuantizerName = Literal[
     "trellis-8-corrected",
     "trellis-8-corrected-finished",
     "trellis-32",
+    "trellis-32-outputs-finished",
     "trellis-256",
 ]
 
