@@ -214,7 +214,7 @@ for path in sorted((out / "dense").iterdir()):
 #
 # - Other coordinates: `Settings(bits=3.0, coordinates="hadamard")`, or `"klt"`. Which file is better at equal
 #   bytes?
-# - `Settings(bits=3.0)` is a trellis of 8 states; 64 are slower and better. What is a state worth?
+# - `Settings(bits=3.0)` is a trellis of 32 states; 8 are faster, 128 are better. What is a state worth?
 # - `Settings(bits=3.0, feedback=False)`: what does the feedback of errors save?
 # - A target in bytes, `Settings(bytes=400_000)`, or in quality, `Settings(kl=0.05)` (which needs
 #   `CalibrationTokens`).
