@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import tyro
 from occ_llm.figures import bench_figure
-from occ_llm.results import Row, bytes_at_kl, series_of
+from occ_llm.results import LARGEST_RATIO, Row, bytes_at_kl, series_of
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD, PAGE, FIGURE = (Path("docs/results") / name for name in ("bench.json", "bench.md", "bench.svg"))
@@ -150,7 +150,8 @@ def _equal_quality(rows: Sequence[Row]) -> list[str]:
     lines = [
         "## File bytes at equal divergence",
         "",
-        f"At the divergences of *{best}*; between two files $\\log$ KL is linear in bytes, nothing is extrapolated.",
+        f"At the divergences of *{best}*. Between two files of one curve whose divergences differ by a factor of",
+        f"{LARGEST_RATIO:.0f} or less $\\log$ KL is taken as linear in bytes; nothing is extrapolated.",
         "",
         _head("curve", *(f"KL {kl:.3g}" for kl in targets)),
     ]

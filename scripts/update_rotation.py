@@ -11,8 +11,8 @@
 Integers of one width have one size, so their divergences are compared directly, with standard errors of the paired
 differences over windows; several draws of random coordinates are one line with their spread. Entropy-coded files are
 compared by the bytes that they need at equal divergence, and by their divergence at equal bytes with the standard error
-of paired differences (log KL linear in bytes between neighbouring files, nothing extrapolated). A page keeps everything
-outside of its two markers.
+of paired differences (log KL linear in bytes between neighbours that are not far apart, nothing extrapolated). A page
+keeps everything outside of its two markers.
 """
 
 import dataclasses

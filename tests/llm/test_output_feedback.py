@@ -70,7 +70,7 @@ def test_blocks_in_sequence_keep_it(toy, toy_config, toy_weights, toy_tokens, te
     config = toy_config(tie_word_embeddings=False)
     model = dataclasses.replace(toy, config=config, weights=toy_weights(config))
     statistics = calibrate(config, model.weights, toy_tokens, key=jax.random.key(0))
-    settings = Settings(step=0.05, sequential=True, output_feedback="always")
+    settings = Settings(step=0.05, sequential=True, output_feedback="always", states=4)
     made = compress(model, tmp_path / "out", statistics, settings, tokens=text)
     assert made.sizes.file_bytes == (tmp_path / "out" / CONTAINER).stat().st_size
 

@@ -37,6 +37,15 @@ def test_nothing_is_extrapolated():
     assert bytes_at_kl([], 0.1) is None
 
 
+def test_nothing_is_read_off_a_line_between_distant_files():
+    far = [row("identity", 100, 0.41), row("identity", 200, 0.1), row("identity", 300, 0.05)]
+    assert bytes_at_kl(far, 0.2) is None
+    assert kl_at_bytes(far, 150) is None
+    assert kl_at_bytes(far, 100) == pytest.approx(0.41), "a file is no neighbour, but itself"
+    assert kl_at_bytes(far, 250) == pytest.approx(0.05 * 2**0.5)
+    assert best_series([*far, row("klt", 100, 0.2), row("klt", 110, 0.1)]).startswith("KL divergence against")
+
+
 def test_best_series_names_the_saving():
     larger = [row("hadamard", int(1.25 * r.file_bytes), r.kl_mean) for r in CURVE]
     assert best_series(CURVE + larger) == (

@@ -46,7 +46,7 @@ def test_errors_are_small_where_the_quantized_network_looks(
     config = toy_config(tie_word_embeddings=coordinates != "identity")
     model = dataclasses.replace(toy, config=config, weights=toy_weights(config))
     statistics = calibrate(config, model.weights, toy_tokens, key=jax.random.key(0))
-    settings = Settings(step=COARSE, coordinates=coordinates)
+    settings = Settings(step=COARSE, coordinates=coordinates, states=8)
     compress(model, tmp_path / "one-shot", statistics, settings)
     compress(model, tmp_path / "sequence", statistics, dataclasses.replace(settings, sequential=True), tokens=text)
     one_shot, sequence = decoded(tmp_path / "one-shot"), decoded(tmp_path / "sequence")
@@ -63,7 +63,7 @@ def test_errors_are_small_where_the_quantized_network_looks(
 
 
 def test_bits_are_met_twice_with_the_same_bytes_also_after_an_interrupt(toy, toy_statistics, text, tmp_path):
-    settings = Settings(bits=5.0, sequential=True)
+    settings = Settings(bits=5.0, sequential=True, states=8)
 
     def interrupt(names, label):
         for number, name in enumerate(names):
