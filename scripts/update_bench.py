@@ -158,8 +158,9 @@ def _equal_quality(rows: Sequence[Row]) -> list[str]:
     least = [bytes_at_kl(curves[best], kl) for kl in targets]
     for name, curve in curves.items():
         sizes = zip((bytes_at_kl(curve, kl) for kl in targets), least, strict=True)
-        shown = ("" if None in (size, low) else f"{size:,.0f} ({size / low - 1:+.1%})" for size, low in sizes)
-        lines.append("| " + " | ".join((name, *shown)) + " |")
+        shown = ["" if None in (size, low) else f"{size:,.0f} ({size / low - 1:+.1%})" for size, low in sizes]
+        if any(shown):
+            lines.append("| " + " | ".join((name, *shown)) + " |")
     return lines
 
 
