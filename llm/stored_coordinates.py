@@ -65,16 +65,11 @@ def _rounded(transform: Transform) -> Transform:
     return stored_transform(materialize(transform), matrix_bits=SAVED_MATRIX_BITS)
 
 
-def load_coordinates(path: Path, config: ModelConfig, *, model_digest: str) -> Coordinates:
-    """Read what :func:`save_coordinates` wrote.
-
-    Args:
-        path: the file.
-        config: architecture of the model that they are for.
-        model_digest: of its folded weights.
+def require_model(path: Path, model_digest: str) -> None:
+    """Refuse coordinates that were learned for a model with other folded weights.
 
     Raises:
-        OccError: they were learned for another model, or the file holds something else.
+        OccError: they were, or the file holds something else.
         FormatError: the file is missing or damaged.
     """
     about = describe(path)
@@ -82,6 +77,23 @@ def load_coordinates(path: Path, config: ModelConfig, *, model_digest: str) -> C
         raise OccError(
             f"{path}: these transforms were learned for another model ({about.get('model')}); run occ learn on this one"
         )
+
+
+def load_coordinates(path: Path, config: ModelConfig, *, model_digest: str | None = None) -> Coordinates:
+    """Read what :func:`save_coordinates` wrote.
+
+    Args:
+        path: the file.
+        config: architecture of the model that they are for.
+        model_digest: of its folded weights; where it is not known yet, :func:`require_model` checks it later.
+
+    Raises:
+        OccError: they were learned for another model, or the file holds something else.
+        FormatError: the file is missing or damaged.
+    """
+    if model_digest is not None:
+        require_model(path, model_digest)
+    describe(path)
     found = load_transforms(path)
     places = [field.name for field in dataclasses.fields(BlockCoordinates)]
     shared = {name: found.pop(name, Identity()) for name in SPACES}

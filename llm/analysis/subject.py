@@ -18,9 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from occ_jax.learned import load_transforms
 from occ_jax.transforms import DCT, KLT, Identity, Transform, blockwise, klt, random_hadamard, random_rotation
 
-from ..calibration import Statistics
+from ..calibration import Statistics, space_of
 from ..calibration.statistics import INPUT_OF, hessian_name
 from ..checkpoints import tensor_shapes
 from ..compression.sensitivity import Sensitivity, sensitivity_of
@@ -28,6 +29,7 @@ from ..config import ModelConfig
 from ..errors import OccError
 from ..folding import fold_norms
 from ..roles import LINEAR_KINDS, READS_RESIDUAL, kind_of, layer_of, linear_name
+from ..stored_coordinates import holds_transforms, load_coordinates
 from ..weights import Weights
 
 COORDINATES = ("identity", "hadamard", "random", "dct", "klt")
@@ -186,6 +188,25 @@ def chosen_layers(config: ModelConfig, layers: Sequence[int] | None) -> tuple[in
     if not chosen:
         raise OccError("--layers names no layer: leave it out to look at all of them")
     return chosen
+
+
+def read_learned(path: Path, config: ModelConfig) -> dict[str, Transform]:
+    """Transforms of the inputs of matrices, by name of a matrix or of a space.
+
+    Args:
+        path: a file of ``occ learn``, of which the sides that matrices read count, or of bare transforms.
+        config: architecture.
+
+    Raises:
+        FormatError: the file is missing or damaged.
+        OccError: it holds something else.
+    """
+    if not holds_transforms(path):
+        return load_transforms(path)
+    coordinates = load_coordinates(path, config)
+    names = [linear_name(layer, kind) for layer in range(config.num_layers) for kind in LINEAR_KINDS]
+    spaces = {name: space_of(config, inputs_of(name), coordinates) for name in names}
+    return {name: transform for name, transform in spaces.items() if not isinstance(transform, Identity)}
 
 
 def check_learned(config: ModelConfig, learned: Mapping[str, Transform], layers: Sequence[int]) -> None:

@@ -8,14 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from occ_jax.learned import load_transforms
-
 from ..analysis import Facts, Finding, analyze, decide, open_subject, render_page
 from ..analysis.page import verdict
-from ..analysis.subject import check_learned, chosen_layers
+from ..analysis.subject import check_learned, chosen_layers, read_learned
 from ..checkpoints import load_checkpoint
 from ..checkpoints.atomic import atomic_file
 from ..errors import OccError, said_of
+from ..stored_coordinates import holds_transforms, require_model
 from .compress import CalibrationText, ModelSource, Output
 from .terminal import Terminal
 
@@ -45,7 +44,8 @@ class Analyze:
     layers: tuple[int, ...] | None = None
     """Numbers of the blocks to look at, from 0; all when left out."""
     transforms: Path | None = None
-    """A file of learned transforms, named after matrices or the spaces residual, values and hidden."""
+    """A file that `occ learn` wrote, or one of bare transforms named after matrices or the spaces residual, values and
+    hidden."""
     seed: int = 0
     """Seed of the random coordinates and of the labels that calibration draws."""
     force: bool = False
@@ -59,7 +59,7 @@ class Analyze:
         self._check()
         checkpoint = load_checkpoint(self.model)
         layers = chosen_layers(checkpoint.config, self.layers)
-        learned = {} if self.transforms is None else load_transforms(self.transforms)
+        learned = {} if self.transforms is None else read_learned(self.transforms, checkpoint.config)
         check_learned(checkpoint.config, learned, layers)
         calibration = CalibrationText(
             text=self.text,
@@ -71,6 +71,8 @@ class Analyze:
         assert tokens.held_back is not None
         trial = tokens.held_back[:, : self.window]
         statistics = calibration.statistics(checkpoint, terminal, tokens, seed=self.seed)
+        if self.transforms is not None and holds_transforms(self.transforms):
+            require_model(self.transforms, statistics.fingerprint.model)
         facts = Facts(
             model=checkpoint.name,
             layers=layers,

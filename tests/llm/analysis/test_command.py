@@ -5,11 +5,15 @@ import json
 import jax
 import numpy as np
 import pytest
+from occ_llm.calibration.fingerprint import model_digest
 from occ_llm.checkpoints import write_hf_directory
 from occ_llm.cli.main import BAD_INPUT, run
+from occ_llm.coordinates import Coordinates
+from occ_llm.folding import fold_norms
+from occ_llm.stored_coordinates import save_coordinates
 
 from occ_jax.learned import save_transforms
-from occ_jax.transforms import random_rotation
+from occ_jax.transforms import Identity, random_rotation
 
 SMALL = ("--calibration-windows", "2", "--calibration-window", "64", "--windows", "1", "--window", "64")
 
@@ -44,6 +48,22 @@ def test_page_and_numbers_with_learned_coordinates(model, tmp_path, capsys):
     assert "learned" not in {price["coordinates"] for price in numbers["prices"]}, "it does not cover every matrix"
     page = (tmp_path / "out" / "index.html").read_text()
     assert "learned.safetensors" in page
+
+
+def test_coordinates_of_a_training_are_those_of_what_matrices_read(model, tmp_path, toy, capsys):
+    one, other = (random_rotation(n, key=jax.random.key(n)) for n in (48, toy.config.head_dim))
+    found, file = Coordinates(one, other, Identity()), tmp_path / "t.safetensors"
+    digest = model_digest(toy.config, fold_norms(toy.config, toy.weights))
+    save_coordinates(file, toy.config, found, model="toy", model_digest=digest, about={})
+    assert run(arguments(model, tmp_path, "--json", "--layers", "1", "--transforms", str(file))) == 0
+    numbers = json.loads((tmp_path / "out" / "analysis.json").read_text())
+    learned = {r["kind"] for r in numbers["regimes"] if r["coordinates"] == "learned"}
+    assert learned == {"q", "k", "v", "o", "gate", "up"}, "nothing moves what down reads"
+    save_coordinates(tmp_path / "u.safetensors", toy.config, found, model="toy", model_digest="0", about={})
+    capsys.readouterr()
+    again = ("--force", "--layers", "1", "--transforms", str(tmp_path / "u.safetensors"))
+    assert run(arguments(model, tmp_path, *again)) == BAD_INPUT
+    assert "learned for another model" in capsys.readouterr().err
 
 
 def test_bad_input_is_one_sentence(model, tmp_path, capsys):
