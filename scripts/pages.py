@@ -1,10 +1,10 @@
-"""Pages whose results stand between two markers, written by the scripts beside this one."""
+"""Pages that the scripts beside this one write: whole, or the results between two markers."""
 
 import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
@@ -23,6 +23,12 @@ def replace_results(page: str, body: str, name: str) -> str:
     if len(pattern.findall(page)) != 1 or page.count(BEGIN) != 1 or page.count(END) != 1:
         raise ResultsError(f"{name} must hold {BEGIN} and {END} once each: put them where the results belong")
     return pattern.sub(lambda _: f"{BEGIN}\n{body}\n{END}", page)
+
+
+def exit_checked(page: Path, due: str, *, root: Path, record: Path, command: str) -> NoReturn:
+    """Exit: with code 1 and a sentence if a page that is written whole does not say what it should."""
+    drifted = (root / page).read_text(encoding="utf-8") != due
+    sys.exit(f"{page} does not say what {record} says: run `{command}`" if drifted else 0)
 
 
 def update_pages(

@@ -11,7 +11,6 @@ adds them to ``docs/results/bench.json``, in the place of older rows of the same
 """
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Annotated, Any
@@ -19,6 +18,7 @@ from typing import Annotated, Any
 import tyro
 from occ_llm.figures import bench_figure
 from occ_llm.results import LARGEST_RATIO, Row, bytes_at_kl, series_of
+from pages import exit_checked
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD, PAGE, FIGURE = (Path("docs/results") / name for name in ("bench.json", "bench.md", "bench.svg"))
@@ -194,8 +194,7 @@ def main(bench: Annotated[Path | None, tyro.conf.Positional] = None, check: bool
         check: change nothing; exit code 1 if the page has drifted from the record.
     """
     if check:
-        drifted = (ROOT / PAGE).read_text(encoding="utf-8") != page(_read())
-        sys.exit(f"{PAGE} does not say what {RECORD} says: run `{COMMAND}`" if drifted else 0)
+        exit_checked(PAGE, page(_read()), root=ROOT, record=RECORD, command=COMMAND)
     if bench is not None:
         found = take_over(bench)
         record = merged(_read(), found) if (ROOT / RECORD).exists() else found

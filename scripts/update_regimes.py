@@ -11,13 +11,13 @@ add up; measures of the shape are medians, as one layer can be a thousand times 
 """
 
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import tyro
+from pages import exit_checked
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD, PAGE = (Path("docs/results") / name for name in ("regimes.json", "regimes.md"))
@@ -115,8 +115,7 @@ def main(analysis: Annotated[Path | None, tyro.conf.Positional] = None, check: b
         check: change nothing; exit code 1 if the page has drifted from the record.
     """
     if check:
-        drifted = (ROOT / PAGE).read_text(encoding="utf-8") != page(_read())
-        sys.exit(f"{PAGE} does not say what {RECORD} says: run `{COMMAND}`" if drifted else 0)
+        exit_checked(PAGE, page(_read()), root=ROOT, record=RECORD, command=COMMAND)
     if analysis is not None:
         (ROOT / RECORD).write_text(json.dumps(take_over(analysis), indent=1) + "\n", encoding="utf-8")
     (ROOT / PAGE).write_text(page(_read()), encoding="utf-8")
