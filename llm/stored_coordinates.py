@@ -65,6 +65,21 @@ def _rounded(transform: Transform) -> Transform:
     return stored_transform(materialize(transform), matrix_bits=SAVED_MATRIX_BITS)
 
 
+def require_file(option: str, *, learned: bool, given: bool) -> None:
+    """Refuse learned coordinates without their file, and a file without them.
+
+    Args:
+        option: that chooses coordinates.
+        learned: whether it chooses learned ones.
+        given: whether there is a file.
+
+    Raises:
+        OccError: one goes without the other.
+    """
+    if learned != given:
+        raise OccError(f"{option} learned and --transforms FILE belong together: give both or neither")
+
+
 def require_model(path: Path, model_digest: str) -> None:
     """Refuse coordinates that were learned for a model with other folded weights.
 
@@ -91,9 +106,10 @@ def load_coordinates(path: Path, config: ModelConfig, *, model_digest: str | Non
         OccError: they were learned for another model, or the file holds something else.
         FormatError: the file is missing or damaged.
     """
-    if model_digest is not None:
+    if model_digest is None:
+        describe(path)
+    else:
         require_model(path, model_digest)
-    describe(path)
     found = load_transforms(path)
     places = [field.name for field in dataclasses.fields(BlockCoordinates)]
     shared = {name: found.pop(name, Identity()) for name in SPACES}

@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,6 +23,16 @@ def replace_results(page: str, body: str, name: str) -> str:
     if len(pattern.findall(page)) != 1 or page.count(BEGIN) != 1 or page.count(END) != 1:
         raise ResultsError(f"{name} must hold {BEGIN} and {END} once each: put them where the results belong")
     return pattern.sub(lambda _: f"{BEGIN}\n{body}\n{END}", page)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, names: int = 1) -> str:
+    """A table whose first columns are names and whose others are numbers."""
+    head = _line(columns), "|" + "---|" * names + "--:|" * (len(columns) - names)
+    return "\n".join((*head, *map(_line, rows)))
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
 
 
 def exit_checked(page: Path, due: str, *, root: Path, record: Path, command: str) -> NoReturn:

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import tyro
 from occ_llm.figures import bench_figure
 from occ_llm.results import LARGEST_RATIO, Row, bytes_at_kl, series_of
-from pages import exit_checked
+from pages import exit_checked, table
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD, PAGE, FIGURE = (Path("docs/results") / name for name in ("bench.json", "bench.md", "bench.svg"))
@@ -105,18 +105,14 @@ def page(record: dict[str, Any]) -> str:
         "![KL divergence against file size](bench.svg)",
     ]
     for rate, group in _by_rate(rows).items():
-        lines += ["", f"## About {rate:g} bits", "", _head(*_COLUMNS)]
-        lines += ["| " + " | ".join(_cells(row, reference)) + " |" for row in sorted(group, key=lambda r: r.kl_mean)]
+        cells = (_cells(row, reference) for row in sorted(group, key=lambda r: r.kl_mean))
+        lines += ["", f"## About {rate:g} bits", "", table(_COLUMNS, cells, names=2)]
     lines += ["", *_equal_quality(rows)]
     lines += _distance_table(record.get("distances", ()))
     return "\n".join(lines) + "\n"
 
 
 _COLUMNS = ("coordinates", "quantizer", "bits per linear weight", "file bytes", "perplexity", "above", "KL ± se")
-
-
-def _head(*columns: str) -> str:
-    return "| " + " | ".join(columns) + " |\n|---|---|" + "--:|" * (len(columns) - 2)
 
 
 def _cells(row: Row, reference: float) -> tuple[str, ...]:
@@ -147,28 +143,33 @@ def _equal_quality(rows: Sequence[Row]) -> list[str]:
         return []
     best = min(curves, key=lambda name: min((row.kl_mean, row.file_bytes) for row in curves[name]))
     targets = sorted((row.kl_mean for row in curves[best]), reverse=True)
-    lines = [
+    least, reached = [bytes_at_kl(curves[best], kl) for kl in targets], []
+    for name, curve in curves.items():
+        sizes = zip((bytes_at_kl(curve, kl) for kl in targets), least, strict=True)
+        shown = ["" if None in (size, low) else f"{size:,.0f} ({size / low - 1:+.1%})" for size, low in sizes]
+        if any(shown):
+            reached.append((name, *shown))
+    return [
         "## File bytes at equal divergence",
         "",
         f"At the divergences of *{best}*. Between two files of one curve whose divergences differ by a factor of",
         f"{LARGEST_RATIO:.0f} or less $\\log$ KL is taken as linear in bytes; nothing is extrapolated.",
         "",
-        _head("curve", *(f"KL {kl:.3g}" for kl in targets)),
+        table(("curve", *(f"KL {kl:.3g}" for kl in targets)), reached),
     ]
-    least = [bytes_at_kl(curves[best], kl) for kl in targets]
-    for name, curve in curves.items():
-        sizes = zip((bytes_at_kl(curve, kl) for kl in targets), least, strict=True)
-        shown = ["" if None in (size, low) else f"{size:,.0f} ({size / low - 1:+.1%})" for size, low in sizes]
-        if any(shown):
-            lines.append("| " + " | ".join((name, *shown)) + " |")
-    return lines
 
 
 def _distance_table(distances: Sequence[dict[str, Any]]) -> list[str]:
     """Distances of layers from reverse water-filling."""
     if not distances:
         return []
-    lines = [
+    rows = []
+    for d in distances:
+        name = "scalar" if d["states"] == 1 else f"trellis {d['states']}"
+        quartiles = (f"{d[key]:.4f}" for key in ("lower_quartile", "median", "upper_quartile"))
+        rows.append((d["coordinates"], name, str(d["matrices"]), f"{d['bits_per_weight']:.2f}", *quartiles))
+    columns = "coordinates", "quantizer", "matrices", "bits per weight", "lower quartile", "median", "upper quartile"
+    return [
         "",
         "## Distance from the rate-distortion limit",
         "",
@@ -176,14 +177,8 @@ def _distance_table(distances: Sequence[dict[str, Any]]) -> list[str]:
         "(Gaussian, with its row and column scales) at the weighted error that it reached; quartiles over matrices of",
         "blocks spread over the depth. Measured by `occ bench --distances`; rows do not make up for each other here.",
         "",
-        _head("coordinates", "quantizer", "matrices", "bits per weight", "lower quartile", "median", "upper quartile"),
+        table(columns, rows, names=2),
     ]
-    for d in distances:
-        name = "scalar" if d["states"] == 1 else f"trellis {d['states']}"
-        quartiles = (f"{d[key]:.4f}" for key in ("lower_quartile", "median", "upper_quartile"))
-        cells = (d["coordinates"], name, str(d["matrices"]), f"{d['bits_per_weight']:.2f}", *quartiles)
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
 
 
 def main(bench: Annotated[Path | None, tyro.conf.Positional] = None, check: bool = False) -> None:

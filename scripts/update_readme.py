@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
-from pages import ResultsError, replace_results
+from pages import ResultsError, replace_results, table
 
 ROOT = Path(__file__).resolve().parent.parent
 MEASURED = Path("demo/results.json")
@@ -97,18 +97,13 @@ def render(results: Mapping[str, Any] | None, words: Words) -> str:
         reference=results["reference_perplexity"],
         command=COMMAND,
     )
-    lines = [
-        "| " + " | ".join(words.columns) + " |",
-        "|---|" + "--:|" * (len(words.columns) - 1),
-        *(_row(row, _label(row, results["rows"])) for row in results["rows"]),
-    ]
-    return "\n".join([caption, "", *lines, "", f"![{words.figure}]({FIGURE.as_posix()})"])
+    rows = (_cells(row, _label(row, results["rows"])) for row in results["rows"])
+    return "\n".join([caption, "", table(words.columns, rows), "", f"![{words.figure}]({FIGURE.as_posix()})"])
 
 
-def _row(row: Mapping[str, Any], label: str) -> str:
+def _cells(row: Mapping[str, Any], label: str) -> tuple[str, ...]:
     kl = f"{row['kl_mean']:.4f} ± {row['kl_se']:.4f}"
-    cells = label, f"{row['linear_bits_per_weight']:.3f}", f"{row['file_bytes']:,}", f"{row['perplexity']:.3f}", kl
-    return "| " + " | ".join(cells) + " |"
+    return label, f"{row['linear_bits_per_weight']:.3f}", f"{row['file_bytes']:,}", f"{row['perplexity']:.3f}", kl
 
 
 def _label(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:

@@ -11,13 +11,13 @@ add up; measures of the shape are medians, as one layer can be a thousand times 
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import tyro
-from pages import exit_checked
+from pages import exit_checked, table
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD, PAGE = (Path("docs/results") / name for name in ("regimes.json", "regimes.md"))
@@ -91,20 +91,17 @@ def page(record: Mapping[str, Any]) -> str:
         "[what the measures mean](../guides/analyze.md), and",
         "[what becomes of the whole network](../theory/rotation_vs_alignment.md).",
     ]
+    columns = "coordinates", *(title for title, _ in (MEDIANS | MEANS).values())
     kinds = [ALL, *(kind for kind in dict.fromkeys(row["kind"] for row in record["rows"]) if kind != ALL)]
     for kind in kinds:
-        rows = [row for row in record["rows"] if row["kind"] == kind]
+        rows = [_cells(row) for row in record["rows"] if row["kind"] == kind]
         title = "All linear layers" if kind == ALL else f"`{kind}`"
-        lines += ["", f"## {title}", "", *_table(rows)]
+        lines += ["", f"## {title}", "", table(columns, rows)]
     return "\n".join(lines) + "\n"
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    columns = MEDIANS | MEANS
-    yield "| coordinates | " + " | ".join(title for title, _ in columns.values()) + " |"
-    yield "|---|" + "--:|" * len(columns)
-    for row in rows:
-        yield f"| {row['coordinates']} | " + " | ".join(f"{row[n]:{form}}" for n, (_, form) in columns.items()) + " |"
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return row["coordinates"], *(f"{row[name]:{form}}" for name, (_, form) in (MEDIANS | MEANS).items())
 
 
 def main(analysis: Annotated[Path | None, tyro.conf.Positional] = None, check: bool = False) -> None:

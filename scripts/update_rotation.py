@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import tyro
 from occ_llm.results import Row, bytes_at_kl, change_at_bytes, paired_change
-from pages import update_pages
+from pages import table, update_pages
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = Path("docs/results/bench.json")
@@ -143,9 +143,9 @@ def render(record: Mapping[str, Any], words: Mapping[str, Any]) -> str:
     coded = [row for row in rows if row.quantizer in many and not row.quantizer.startswith("integers")]
     parts = []
     if integers:
-        parts += [words["integers"], _table(words["integer columns"], 3, _integer_cells(integers, words))]
+        parts += [words["integers"], table(words["integer columns"], _integer_cells(integers, words), names=3)]
     if coded:
-        parts += [words["coded"], _table(words["coded columns"], 2, _coded_cells(coded, words))]
+        parts += [words["coded"], table(words["coded columns"], _coded_cells(coded, words), names=2)]
     return "\n\n".join(parts) if parts else words["none"]
 
 
@@ -186,16 +186,6 @@ def _change(change: tuple[float, float] | None) -> str:
 
 def _perplexity(value: float) -> str:
     return f"{value:.2f}" if value < 1000 else f"{value:,.0f}"
-
-
-def _table(columns: Sequence[str], names: int, rows: Iterator[tuple[str, ...]]) -> str:
-    """A table whose first columns are names and whose others are numbers."""
-    lines = [_line(columns), "|" + "---|" * names + "--:|" * (len(columns) - names)]
-    return "\n".join((*lines, *map(_line, rows)))
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def main(check: bool = False, root: Path = ROOT) -> None:

@@ -11,6 +11,7 @@ from typing import get_args
 from ..checkpoints.named import sha256_of
 from ..coordinates import CoordinateName
 from ..errors import OccError
+from ..stored_coordinates import require_file
 from .methods import Method, QuantizerName
 
 COORDINATES: tuple[CoordinateName, ...] = ("identity", "hadamard", "klt", "klt-inputs")
@@ -93,8 +94,7 @@ def make_grid(
     for rate in rates:
         if not 0 < rate <= 16:
             raise OccError(f"--rates {rate} is not a rate: choose numbers above 0, up to 16")
-    if ("learned" in coordinates) != bool(transforms):
-        raise OccError("--coordinates learned and --transforms FILE belong together: give both or neither")
+    require_file("--coordinates", learned="learned" in coordinates, given=bool(transforms))
     if seeds < 1:
         raise OccError(f"--seeds {seeds} draws nothing: choose 1 or more")
     entries = []

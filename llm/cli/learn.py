@@ -11,7 +11,7 @@ from ..checkpoints.atomic import atomic_file, check_output
 from ..errors import OccError
 from ..figures import learning_figure
 from ..learning import LearnSettings, Outcome, Session
-from ..stored_coordinates import describe, load_coordinates, save_coordinates
+from ..stored_coordinates import describe, load_coordinates, require_file, save_coordinates
 from .compress import CalibrationText, ModelSource, Output
 from .terminal import Terminal
 
@@ -43,8 +43,7 @@ class Learn:
         terminal = Terminal(json_only=self.json)
         if self.out.suffix != ".safetensors":
             raise OccError(f"{self.out}: transforms are written as .safetensors; give the file such a name")
-        if (self.settings.init == "learned") != (self.transforms is not None):
-            raise OccError("--init learned and --transforms FILE belong together: give both or neither")
+        require_file("--init", learned=self.settings.init == "learned", given=self.transforms is not None)
         figure = self.out.with_suffix(".svg")
         checkpoint = load_checkpoint(self.model)
         inputs = [path for path in (checkpoint.path, self.transforms) if path is not None]

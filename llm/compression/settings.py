@@ -6,6 +6,7 @@ from typing import Literal
 
 from ..coordinates import CoordinateName
 from ..errors import OccError
+from ..stored_coordinates import require_file
 from .targets import Goal, Kind
 
 GOALS: tuple[Kind, ...] = ("bits", "bytes", "kl", "step")
@@ -70,8 +71,7 @@ class Settings:
             raise OccError(f"--finish-steps {self.finish_steps} tunes nothing: choose 1 or more, or --finish never")
         if self.states not in STATES:
             raise OccError(f"--states {self.states} is not a trellis: choose one of {', '.join(map(str, STATES))}")
-        if (self.coordinates == "learned") != (self.transforms is not None):
-            raise OccError("--coordinates learned and --transforms FILE belong together: give both or neither")
+        require_file("--coordinates", learned=self.coordinates == "learned", given=self.transforms is not None)
         if self.embedding_bits is not None and not 2 <= self.embedding_bits <= 8:
             raise OccError(f"--embedding-bits {self.embedding_bits} is no width of integers: choose 2 to 8")
         if self.embedding_bits is not None and self.bytes is not None:

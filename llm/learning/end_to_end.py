@@ -121,8 +121,8 @@ class EndToEnd:
         total = self._network.problem.num_weights
         if isinstance(self.objective, Coded):
             # Divergence goes with the square of the step and the rate with its logarithm: what a nat is worth in bits.
-            share = sum(matrix.weight.size for matrix in self._network.problem.blocks.values()) / total
-            lmbda = share / (2 * float(np.log(2)) * self.measure(start))
+            linear = Problem(self._network.problem.blocks, {})
+            lmbda = linear.num_weights / total / (2 * float(np.log(2)) * self.measure(start))
 
         def loss(parameters: Parameters, data: tuple[Objective, Network, Windows], step: Step) -> RateDistortion:
             objective, network, windows = data

@@ -17,6 +17,7 @@ from jaxtyping import Array, Int
 from occ_jax.learned import FitLog, RateDistortion
 
 from ..calibration import Statistics
+from ..calibration.fingerprint import text_digest
 from ..checkpoints import Checkpoint
 from ..checkpoints.named import cache_directory
 from ..compression.finishing import cut_shorter, predict
@@ -106,7 +107,6 @@ class Session:
         self._progress, self._track = progress, track
         self._tokens = cut_shorter(tokens, settings.window)
         self._config = checkpoint.config
-        self._begun = start is not None
         if start is None:
             moment = statistics.residual_moment() if settings.init == "klt" else None
             key = jax.random.key(settings.seed)
@@ -207,8 +207,8 @@ class Session:
         return learned
 
     def _digest(self, label: str) -> str:
-        seen = _digest_of([self._tokens.astype("<i4")]) if self._settings.end_to_end else None
-        begun = _digest_of(jax.tree.leaves(self._start)) if self._begun else None
+        seen = text_digest(self._tokens) if self._settings.end_to_end else None
+        begun = _digest_of(jax.tree.leaves(self._start)) if self._settings.init == "learned" else None
         parts = [self._statistics.fingerprint.digest, dataclasses.asdict(self._settings), seen, label, begun, 2]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
