@@ -11,6 +11,10 @@ uses and the Fisher information :math:`g_i` of the outputs.
 :math:`\lambda_k` of :math:`B^{1/2} H B^{1/2}` (the same numbers) the rate-distortion function of the layer is reverse
 water-filling over the :math:`n` variances :math:`g_i a_i^2 \lambda_k`, exactly, and at every rate.
 
+**Bound of i.i.d. weights.** Published distances take the weights of a matrix for i.i.d. :math:`N(0, \sigma^2)`, so
+the variances are :math:`\sigma^2 g_i \operatorname{eig}_k(H)`. This bound is the higher one by the coding gain of the
+scales: a code that uses them comes nearer to it, and may fall below.
+
 **Reference of feedback.** Successive feedback with :math:`H^{-1} = U^\top U` sees column :math:`j` with the variance
 :math:`\sigma_{ij}^2 = g_i a_i^2 b_j^2 / U_{jj}^2`. As :math:`\prod_j U_{jj}^{-2} = \det H`, both sets of variances have
 one geometric mean, and both limits are :math:`\tfrac12 \log_2 (\text{that mean} / D)` once every component is above the
@@ -22,6 +26,7 @@ References:
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,6 +66,7 @@ class Distance:
         table_bits: that share.
         distortion: weighted error per weight.
         distance_bits: ``bits_per_weight`` less the rate-distortion function at ``distortion``.
+        iid_distance_bits: the same against the bound of i.i.d. weights.
         feedback_distance_bits: the same against the reference of feedback.
     """
 
@@ -70,6 +76,7 @@ class Distance:
     table_bits: float
     distortion: float
     distance_bits: float
+    iid_distance_bits: float
     feedback_distance_bits: float
 
 
@@ -166,16 +173,31 @@ def _distance(layer: _Layer, levels: Levels, codebook: Codebook, table_bits: flo
     h[np.diag_indices_from(h)] += DAMPING * np.diagonal(h).mean()
     error = layer.w.astype(np.float64) - decode_tensor(coded)
     distortion = float(layer.sensitivity.rows @ np.sum((error @ h) * error, 1)) / q.size
-    whole, feedback = source_variances(layer.w, layer.sensitivity.rows, h, layer.factor.diagonal)
+    source = source_variances(layer.w, layer.sensitivity.rows, h, layer.factor.diagonal)
     return Distance(
         name=layer.name,
         states=codebook.num_states,
         bits_per_weight=bits,
         table_bits=table_bits,
         distortion=distortion,
-        distance_bits=bits - rate_limit(whole, distortion),
-        feedback_distance_bits=bits - rate_limit(feedback, distortion),
+        distance_bits=bits - rate_limit(source.scaled, distortion),
+        iid_distance_bits=bits - rate_limit(source.iid, distortion),
+        feedback_distance_bits=bits - rate_limit(source.feedback, distortion),
     )
+
+
+class SourceVariances(NamedTuple):
+    r"""Variances of the components of a layer, one number for each weight.
+
+    Attributes:
+        scaled: :math:`g_i a_i^2 \lambda_k`, of weights with scales of rows and columns.
+        iid: :math:`g_i \sigma^2 \operatorname{eig}_k(H)`, of weights with one variance.
+        feedback: :math:`\sigma_{ij}^2`, what feedback sees of the former.
+    """
+
+    scaled: Float[np.ndarray, " n"]
+    iid: Float[np.ndarray, " n"]
+    feedback: Float[np.ndarray, " n"]
 
 
 def source_variances(
@@ -183,8 +205,8 @@ def source_variances(
     rows: Float[np.ndarray, " d_out"],
     hessian: Float[np.ndarray, "d_in d_in"],
     diagonal: Float[np.ndarray, " d_in"],
-) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    r"""Variances of the components of a layer: :math:`g_i a_i^2 \lambda_k`, and :math:`\sigma_{ij}^2` of feedback.
+) -> SourceVariances:
+    """Variances of the components of a layer, by each model of the source.
 
     Args:
         w: weights, from which the scales :math:`a` and :math:`b` are fitted.
@@ -193,10 +215,15 @@ def source_variances(
         diagonal: :math:`U_{jj}`, in the columns' own order.
     """
     a, b = separable_variances(w)
-    root = np.sqrt(b)
-    spectrum = np.maximum(np.linalg.eigvalsh(root[:, None] * hessian * root[None, :]), 0.0)
-    weight = np.asarray(rows, np.float64) * a
-    return np.outer(weight, spectrum).ravel(), np.outer(weight, b / np.square(diagonal)).ravel()
+    root, rows = np.sqrt(b), np.asarray(rows, np.float64)
+    scaled, plain = (
+        np.maximum(np.linalg.eigvalsh(form), 0.0) for form in (root[:, None] * hessian * root[None, :], hessian)
+    )
+    return SourceVariances(
+        scaled=np.outer(rows * a, scaled).ravel(),
+        iid=np.outer(rows * np.square(w, dtype=np.float64).mean(), plain).ravel(),
+        feedback=np.outer(rows * a, b / np.square(diagonal)).ravel(),
+    )
 
 
 def separable_variances(

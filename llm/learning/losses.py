@@ -8,9 +8,10 @@ An entropy-coded matrix has the steps that its plan gives it (:mod:`occ_llm.comp
 
 with weight, Fisher information and second moment in the coordinates in question. Every error then costs the same, so at
 high rate the distortion is constant and the rate is all there is (``field``). As :math:`\sum_j \log U_{jj}` does not
-depend on a rotation, :math:`H` drops out of it. At lower rates (``water`` and the fitted densities) single columns
-count, and with them :math:`H`. A factor for each row or column changes nothing here: it moves the weights and their
-steps alike.
+depend on a rotation, :math:`H` drops out of it. Where rows make up for each other as well
+(:mod:`occ_jax.quantization.output_feedback`) so does the Fisher matrix, of which :math:`g` is the diagonal otherwise.
+At lower rates (``water`` and the fitted densities) single columns count, and with them :math:`H`. A factor for each row
+or column changes nothing here: it moves the weights and their steps alike.
 
 Integers with shared scales have a constant rate; their objective is half the weighted error, the divergence in nats per
 token to second order. Rounded to the nearest, it is that of the rounding itself. With feedback an error :math:`d_{ij}`
@@ -207,7 +208,7 @@ def block_points(
         name = linear_name(0, kind)
         own_key = jax.random.fold_in(key, number)
         chosen = sample(len(matrix.weight), row_share, own_key, least=LEAST_ROWS)
-        rows = positive(moved_diagonal(space_of(config, fisher_name(name), coordinates), matrix.fisher, chosen))
+        rows = _row_costs(matrix, space_of(config, fisher_name(name), coordinates), chosen)
         w = moved_weight(config, name, coordinates, matrix.weight, chosen)
         if kind == "down":
             w = coordinates.hidden_of(0).forward(w)
@@ -251,6 +252,13 @@ def moved_weight(
     """
     columns, rows = moves(config, name, coordinates)
     return columns.forward(forward_rows(rows.transform if isinstance(rows, AlongAxis) else rows, w, chosen))
+
+
+def _row_costs(matrix: Matrix, space: Transform, chosen: Int[Array, " k"] | None) -> Float[Array, " k"]:
+    """What an error in each of the chosen rows of a moved matrix costs."""
+    if not matrix.feeds_rows:
+        return positive(moved_diagonal(space, matrix.fisher, chosen))
+    return matrix.fisher if chosen is None else matrix.fisher[chosen]
 
 
 def positive(fisher: Float[Array, " n"]) -> Float[Array, " n"]:

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from occ_jax._pytree import pytree_dataclass
+from occ_jax._pytree import pytree_dataclass, static_field
 from occ_jax.learned import gaussian_control
+from occ_jax.quantization.output_feedback import prepare_outputs
 from occ_jax.transforms import Identity
 
 from ..calibration import Statistics, space_of
@@ -27,13 +28,17 @@ class Matrix:
 
     Attributes:
         weight: with folded norms.
-        fisher: second moment of the gradients of its outputs, or the diagonal of it.
+        fisher: second moment of the gradients of its outputs, or the diagonal of it; or what an error in each row costs
+            once later rows have made up for it.
         hessian: second moment of its inputs, damped; ``None`` where the objective does not ask for it.
+        feeds_rows: whether rows make up for each other. What that leaves keeps its geometric mean in every basis, so
+            where outputs turn every row has it, and no basis changes it.
     """
 
     weight: Float[Array, "*layers d_out d_in"]
     fisher: Float[Array, "..."]
     hessian: Float[Array, "*layers d_in d_in"] | None
+    feeds_rows: bool = static_field(default=False)
 
 
 @pytree_dataclass
@@ -62,6 +67,7 @@ def make_problem(
     outer: bool,
     damping: float,
     kinds: Iterable[str] = LINEAR_KINDS,
+    feeds_rows: bool = False,
 ) -> Problem:
     """Read the matrices and statistics of a network.
 
@@ -72,20 +78,28 @@ def make_problem(
         outer: with the embedding and a head of its own.
         damping: share of the mean diagonal that is added to every second moment.
         kinds: of linear layers.
+        feeds_rows: whether their rows will make up for each other.
     """
     config = statistics.config
 
     def damped(matrix: np.ndarray) -> np.ndarray:
         return matrix + np.float32(damping * np.trace(matrix) / len(matrix)) * np.eye(len(matrix), dtype=np.float32)
 
+    def outputs(kind: str, name: str) -> np.ndarray:
+        turning = kind in TURNING_OUTPUTS
+        if not feeds_rows:
+            return statistics.fisher_matrix(name) if turning else statistics.fisher(name)
+        left = np.asarray(prepare_outputs(statistics.fisher_matrix(name)).weights)
+        return np.full_like(left, np.exp(np.log(left).mean())) if turning else left
+
     def read(kind: str) -> Matrix:
         names = [linear_name(layer, kind) for layer in range(config.num_layers)]
-        fisher = statistics.fisher_matrix if kind in TURNING_OUTPUTS else statistics.fisher
         moments = [hessian_name(layer, INPUT_OF[kind]) for layer in range(config.num_layers)]
         return Matrix(
             _stack([weights[name] for name in names]),
-            _stack([fisher(name) for name in names]),
+            _stack([outputs(kind, name) for name in names]),
             _stack([damped(statistics.tensors[name]) for name in moments]) if hessians else None,
+            feeds_rows,
         )
 
     def read_outer(name: str) -> Matrix:

@@ -164,7 +164,7 @@ class Session:
             rates = Layerwise(self._config, problem, self._start, settings, objective)
         else:
             # The rate with the second moments says at which step the file will have its size.
-            chosen = dataclasses.replace(settings, objective="scales", rate="water")
+            chosen = dataclasses.replace(settings, objective="scales", rate="water", output_feedback="never")
             rates = Layerwise(self._config, problem, self._start, chosen)
             assert isinstance(rates.objective, Coded)
             objective = Coded(rates.objective.step)
@@ -186,6 +186,7 @@ class Session:
             hessians=settings.objective != "scales" or settings.rate != "field",
             outer=not settings.is_integer,
             damping=settings.damping,
+            feeds_rows=settings.feeds_rows,
         )
 
     def _places(self, learned: Coordinates) -> dict[str, Coordinates]:
@@ -209,7 +210,7 @@ class Session:
     def _digest(self, label: str) -> str:
         seen = text_digest(self._tokens) if self._settings.end_to_end else None
         begun = _digest_of(jax.tree.leaves(self._start)) if self._settings.init == "learned" else None
-        parts = [self._statistics.fingerprint.digest, dataclasses.asdict(self._settings), seen, label, begun, 2]
+        parts = [self._statistics.fingerprint.digest, dataclasses.asdict(self._settings), seen, label, begun, 3]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+from ..compression.settings import OUTPUTS_BELOW
 from ..errors import OccError
 from .losses import RateName
 from .placements import SCALINGS, Placement
@@ -29,6 +30,9 @@ class LearnSettings:
     """Integers that share a scale."""
     feedback: bool = True
     """With `int`, whether later weights will make up for the rounding errors of earlier ones (GPTQ)."""
+    output_feedback: Literal["auto", "always", "never"] = "auto"
+    """With `scales`, whether the file will have feedback along the outputs, as `occ compress --output-feedback` says:
+    the Fisher information then drops out of every rotation. `auto` is on below 3 bits, as it is there."""
     clip: bool = False
     """With integers, whether each group will have the part of its range that makes the smallest error (needed at 2)."""
     placements: tuple[Placement, ...] = ()
@@ -70,6 +74,10 @@ class LearnSettings:
                 f"--placements {wrong[0]}: under an entropy coder a factor for a row or column moves weights and steps "
                 "alike and changes nothing; leave it out, or learn for integers with --objective int or kl"
             )
+        if self.output_feedback == "always" and self.objective != "scales":
+            raise OccError(
+                f"--output-feedback always goes with --objective scales: {self.objective} has errors without it"
+            )
         for option, share in (("--row-share", self.row_share), ("--block-share", self.block_share)):
             if not 0 < share <= 1:
                 raise OccError(f"{option} {share} is out of range: choose a number above 0, up to 1")
@@ -85,6 +93,13 @@ class LearnSettings:
     def is_integer(self) -> bool:
         """Whether weights become integers of a fixed width."""
         return self.objective in ("int", "kl")
+
+    @property
+    def feeds_rows(self) -> bool:
+        """Whether rows of the file will make up for each other."""
+        if self.output_feedback != "auto" or self.objective != "scales":
+            return self.output_feedback == "always"
+        return self.target_bits < OUTPUTS_BELOW
 
     @property
     def end_to_end(self) -> bool:

@@ -202,11 +202,24 @@ def test_feedback_and_water_filling_have_one_limit_at_high_rate():
     hessian = x.T @ x / len(x)
     factor = prepare_hessian(hessian, damping=0.0)
     w = rng.standard_normal((60, 40)) * np.exp2(rng.standard_normal((60, 1)))
-    whole, feedback = source_variances(w, np.exp2(rng.standard_normal(60)), hessian, factor.diagonal)
+    whole, _, feedback = source_variances(w, np.exp2(rng.standard_normal(60)), hessian, factor.diagonal)
     assert np.log(whole).mean() == pytest.approx(np.log(feedback).mean(), abs=1e-6)
     fine = 0.1 * min(whole.min(), feedback.min())
     assert rate_limit(whole, fine) == pytest.approx(rate_limit(feedback, fine), abs=1e-3)
     assert rate_limit(whole, fine) == pytest.approx(np.mean(np.log2(whole / fine)) / 2, abs=1e-3)
+
+
+def test_scales_of_rows_and_columns_gain_what_their_spread_says():
+    r"""Coding gain of independent rows and columns: half the log2 of arithmetic over geometric mean of their variances."""
+    rng = np.random.default_rng(1)
+    rows, cols = np.exp2(0.5 * rng.standard_normal(300)), np.exp2(0.5 * rng.standard_normal(200))
+    w = rng.standard_normal((300, 200)) * np.sqrt(np.outer(rows, cols))
+    scaled, iid, _ = source_variances(w, np.ones(300), np.eye(200), np.ones(200))
+    fine = 0.01 * scaled.min()
+    gain = rate_limit(iid, fine) - rate_limit(scaled, fine)
+    spread = sum(np.log2(x.mean()) - np.log2(x).mean() for x in (rows, cols)) / 2
+    # Fitted variances lower the logarithms by log2(e) (1 / 200 + 1 / 300) / 2 = 0.006; sampling adds as much.
+    assert gain == pytest.approx(spread, abs=0.02)
 
 
 def test_distances_are_those_of_a_gaussian_source_and_shrink_with_states(toy, toy_statistics):
@@ -221,6 +234,7 @@ def test_distances_are_those_of_a_gaussian_source_and_shrink_with_states(toy, to
         assert 0 < one.table_bits < eight.table_bits
         assert one.bits_per_weight - one.table_bits == pytest.approx(4.0, abs=0.25)
         assert one.feedback_distance_bits <= one.distance_bits + 1e-4
+        assert one.iid_distance_bits <= one.distance_bits + 1e-3  # scales gain, or are all alike
         assert 0.25 < one.distance_bits - one.table_bits < 0.7
         assert 0.05 < eight.distance_bits - eight.table_bits < one.distance_bits - one.table_bits - 0.05
 

@@ -18,7 +18,7 @@ from occ_llm.learning import losses
 from occ_llm.learning.layerwise import Layerwise, network_points, overall, stacked, sum_over_layers
 from occ_llm.learning.losses import Coded, Integers, moved_weight, sample
 from occ_llm.learning.placements import shared_and_blocks, with_block
-from occ_llm.learning.problem import Problem, control_weights
+from occ_llm.learning.problem import Problem, control_weights, make_problem
 from occ_llm.learning.settings import LearnSettings
 from occ_llm.learning.steps import TOLERANCE
 from occ_llm.roles import EMBEDDING, is_linear, linear_name
@@ -27,6 +27,7 @@ from occ_jax.learned import scale_field_bits
 from occ_jax.quantization import fit_affine
 from occ_jax.quantization.hessian import prepare_hessian
 from occ_jax.quantization.integer_feedback import quantize_integers
+from occ_jax.quantization.output_feedback import prepare_outputs
 from occ_jax.quantization.scales import CLASS_SHIFT, CLASSES_PER_OCTAVE, SMALLEST_SIGMA
 
 KEY = jax.random.key(0)
@@ -55,15 +56,32 @@ def test_the_step_gives_the_rate(coded_places):
         assert float(coded_places[rate]["identity"][0].bits) == pytest.approx(9.0, abs=TOLERANCE)
 
 
-def test_the_rate_is_that_of_the_compressors_plan(toy, toy_statistics, coded_places):
+@pytest.mark.parametrize("feeds_rows", [False, True])
+def test_the_rate_is_that_of_the_compressors_plan(feeds_rows, toy, toy_folded, toy_statistics, coded_places):
     """Differences between coordinates, which is all that training sees, matrix by matrix."""
+    places = ("identity", "hadamard")
+    if feeds_rows:
+        start = choose_coordinates("identity", toy.config, key=KEY)
+        options = {"hessians": True, "outer": True, "damping": 0.01}
+        problem = make_problem(toy_folded, toy_statistics, feeds_rows=True, **options)
+        coded_places = {
+            rate: {
+                place: work.measure(choose_coordinates(place, toy.config, key=KEY))
+                for work in (Layerwise(toy.config, problem, start, LearnSettings(rate=rate, bits=9.0)),)
+                for place in places
+            }
+            for rate in ("field", "water")
+        }
     widths = {}
-    for place in ("identity", "hadamard"):
+    for place in places:
         network = prepare_network(toy.config, toy.weights, toy_statistics, Settings(step=1.0, coordinates=place))
         for name in (EMBEDDING, *(linear_name(layer, kind) for kind in "vo" for layer in (0, 1))):
             form = network.sensitivity(name)
             factor = prepare_hessian(form.hessian, damping=0.01)
-            plan = plan_matrix(name, network.coefficients(name), factor.relative_steps, form.rows)
+            rows = form.rows
+            if feeds_rows and is_linear(name):
+                rows = prepare_outputs(network.statistics.fisher_matrix(name)).weights
+            plan = plan_matrix(name, network.coefficients(name), factor.relative_steps, np.asarray(rows))
             levels = plan.class_rows.mean() + plan.class_cols.mean()
             octaves = levels / (CLASSES_PER_OCTAVE << CLASS_SHIFT) + np.log2(SMALLEST_SIGMA)
             widths.setdefault((place, name.split(".")[-2]), []).append(octaves)
@@ -281,6 +299,18 @@ def test_the_control_has_the_rate_of_the_network(toy, toy_folded):
 def test_settings_without_a_meaning_are_refused(fields, cause):
     with pytest.raises(OccError, match=cause):
         LearnSettings(**fields)
+
+
+def test_rows_make_up_for_each_other_where_they_will_in_the_file():
+    assert LearnSettings().feeds_rows
+    assert LearnSettings(bits=3.0, output_feedback="always").feeds_rows
+    for other in (
+        {"bits": 3.0},
+        {"output_feedback": "never"},
+        {"objective": "int", "bits": 2.0},
+        {"objective": "kl-coded"},
+    ):
+        assert not LearnSettings(**other).feeds_rows
 
 
 def test_integers_have_a_width_and_a_group():
