@@ -27,6 +27,7 @@ WIDTHS = (2, 3, 4)
 RATES = (2.0, 2.5, 3.0, 3.5)
 
 _PROCEDURE = 1  # part of every key: raise it when the same entry would make another file
+_OUTPUTS_PROCEDURE = 2  # the same of entries with feedback along the outputs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,8 @@ class Entry:
         fields["method"] = {
             name: value for name, value in method.items() if value or name not in ("seed", "transforms")
         }
-        parts = [_PROCEDURE, fields, *circumstances]
+        procedure = _OUTPUTS_PROCEDURE if "outputs" in self.method.extras else _PROCEDURE
+        parts = [procedure, fields, *circumstances]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 

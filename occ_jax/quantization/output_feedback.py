@@ -31,11 +31,12 @@ from scipy.linalg import solve_triangular
 from occ_jax._pytree import pytree_dataclass
 from occ_jax.quantization.hessian import prepare_hessian
 
-LARGEST_GROUP = 128
+LARGEST_GROUP = 48
 """Rows that are searched together at most: enough for the search to be efficient."""
 
-LEAST_GROUPS = 8
-"""So that most rows see most others."""
+LEAST_GROUPS = 24
+"""So that most rows see most others. Rows of a group are this far apart or more: in steps of a power of two the two
+outputs of a head that one angle of the position code turns would share a group."""
 
 
 @pytree_dataclass
