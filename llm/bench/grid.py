@@ -26,8 +26,9 @@ QUANTIZERS: tuple[QuantizerName, ...] = tuple(
 WIDTHS = (2, 3, 4)
 RATES = (2.0, 2.5, 3.0, 3.5)
 
-_PROCEDURE = 1  # part of every key: raise it when the same entry would make another file
-_OUTPUTS_PROCEDURE = 2  # the same of entries with feedback along the outputs
+# Part of every key: to be raised when the same entry would make another file.
+_INTEGERS_PROCEDURE = 1
+_CODED_PROCEDURE = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ class Entry:
         fields["method"] = {
             name: value for name, value in method.items() if value or name not in ("seed", "transforms")
         }
-        procedure = _OUTPUTS_PROCEDURE if "outputs" in self.method.extras else _PROCEDURE
+        procedure = _INTEGERS_PROCEDURE if self.method.is_integer else _CODED_PROCEDURE
         parts = [procedure, fields, *circumstances]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 

@@ -85,9 +85,9 @@ def compress_integers(
 def _encode(
     network: Network, name: str, factors: Factors | None, bits: int, group_size: int, clip: bool
 ) -> CodedTensor:
-    w = network.coefficients(name)
     if not is_linear(name):
-        return encode_integers(w, EMBEDDING_BITS)
+        return encode_integers(network.weights[name], EMBEDDING_BITS)
+    w = network.coefficients(name)
     factor = None if factors is None else factors.of(name, network.sensitivity(name).hessian)
     devices = tuple(jax.devices())
     result = quantize_integers(w, factor, bits=bits, group_size=group_size, clip=clip, devices=devices)

@@ -112,7 +112,7 @@ class Compressor:
         lattices = [self._lattice(name, allocation, factors, fine_rows=fine_rows) for name in dialled]
         packing = {"matrix_bits": BASIS_BITS, "lane_symbols": _LANE_SYMBOLS}
         coded = dict(zip(dialled, encode_lattices(lattices, allocation.codebook, **packing), strict=True))
-        return coded | {name: encode_integers(self.network.coefficients(name), bits or 8) for name in apart}
+        return coded | {name: encode_integers(self.network.weights[name], bits or 8) for name in apart}
 
     def _lattice(self, name: str, allocation: Allocation, factors: Factors, *, fine_rows: bool) -> Lattice:
         levels = self.plans[name].levels(allocation.step)
@@ -127,7 +127,7 @@ class Compressor:
                 q = self._quantize(factor, w, levels, allocation.tables, self._outputs.load(name)).q
         transform = self.network.written_transform(name)
         right = None if isinstance(transform, Identity) else transform
-        return Lattice(np.asarray(q), levels, right=right)
+        return Lattice(np.asarray(q), levels, right=right, offset=self.network.offset(name))
 
     @property
     def num_linear_weights(self) -> int:

@@ -5,10 +5,10 @@ from functools import cached_property
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 
 from occ_jax._pytree import replace
-from occ_jax.codec import stored_transform, to_spec
+from occ_jax.codec import stored_offset, stored_transform, to_spec
 from occ_jax.transforms import Identity, Transform
 
 from ..calibration import Statistics, rotate_statistics
@@ -85,10 +85,26 @@ class Network:
         return 8 * len(to_spec(self.written_transform(name), matrix_bits=BASIS_BITS)[1])
 
     def coefficients(self, name: str) -> Float[np.ndarray, "d_out d_in"]:
-        """The matrix in the coordinates in which it is quantized."""
-        w = self.weights[name]
+        """The matrix in the coordinates in which it is quantized, less its offset."""
+        offset = self.offset(name)
+        return self._moved(name) if offset is None else self._moved(name) - offset
+
+    def offset(self, name: str) -> Float32[np.ndarray, " d_in"] | None:
+        """What is stored beside an embedding or a head: the mean of its rows, as a decoder has it.
+
+        Nearly half of the energy of an embedding can be in it, two bytes for each column. Linear layers have none to
+        speak of.
+        """
+        return self._offsets.get(name)
+
+    @cached_property
+    def _offsets(self) -> dict[str, Float32[np.ndarray, " d_in"]]:
+        outer = [name for name in self.matrices if not is_linear(name)]
+        return {name: stored_offset(self._moved(name).mean(0, dtype=np.float64)) for name in outer}
+
+    def _moved(self, name: str) -> Float[np.ndarray, "d_out d_in"]:
         transform = self.stored_transform(name)
-        return w if isinstance(transform, Identity) else moved(w, transform)
+        return self.weights[name] if isinstance(transform, Identity) else moved(self.weights[name], transform)
 
     def sensitivity(self, name: str) -> Sensitivity:
         """What an error in the coefficients costs."""

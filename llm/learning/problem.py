@@ -27,7 +27,7 @@ class Matrix:
     """One matrix (or a stack of them) with the quadratic form of its errors, in original coordinates.
 
     Attributes:
-        weight: with folded norms.
+        weight: with folded norms; of an embedding or a head less the mean of its rows.
         fisher: second moment of the gradients of its outputs, or the diagonal of it; or what an error in each row costs
             once later rows have made up for it.
         hessian: second moment of its inputs, damped; ``None`` where the objective does not ask for it.
@@ -105,7 +105,8 @@ def make_problem(
     def read_outer(name: str) -> Matrix:
         form = sensitivity_of(name, statistics)
         hessian = jnp.asarray(damped(np.asarray(form.hessian, np.float32))) if hessians else None
-        return Matrix(jnp.asarray(weights[name]), jnp.asarray(form.rows, jnp.float32), hessian)
+        w = jnp.asarray(weights[name])
+        return Matrix(w - w.mean(0), jnp.asarray(form.rows, jnp.float32), hessian)  # the mean row is stored apart
 
     names = (EMBEDDING,) if config.tie_word_embeddings else (EMBEDDING, HEAD)
     return Problem(

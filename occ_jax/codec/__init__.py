@@ -11,7 +11,7 @@ from occ_jax.codec.coding import (
 from occ_jax.codec.container import Container, open_container, write_container
 from occ_jax.codec.errors import FormatError
 from occ_jax.codec.integers import encode_affine
-from occ_jax.codec.lattice import Lattice, encode_lattice, encode_lattices, with_row_factors
+from occ_jax.codec.lattice import Lattice, encode_lattice, encode_lattices, stored_offset, with_row_factors
 from occ_jax.codec.ledger import ledger, tensor_ledger
 from occ_jax.codec.levels import Levels
 from occ_jax.codec.raw import encode_raw
@@ -38,6 +38,7 @@ __all__ = [
     "ledger",
     "open_container",
     "scalar_codebook",
+    "stored_offset",
     "stored_transform",
     "tensor_ledger",
     "to_spec",

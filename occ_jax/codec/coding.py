@@ -34,7 +34,7 @@ class Codec:
 
 
 CODECS: Mapping[str, Codec] = {
-    "lattice": Codec(sections=lattice.SECTIONS, check=lattice.check_lattice),
+    **{name: Codec(sections=found, check=lattice.check_lattice) for name, found in lattice.LATTICES.items()},
     "affine": Codec(sections=integers.SECTIONS, check=integers.check_affine),
     "raw": Codec(sections=raw.SECTIONS, check=raw.check_raw),
     "transform": Codec(sections=basis.SECTIONS, check=basis.check_transform),
@@ -143,12 +143,12 @@ def decode_indices(coded: Sequence[CodedTensor]) -> list[Int32[np.ndarray, "..."
 def _indices(coded: Sequence[CodedTensor]) -> list[tuple[np.ndarray, Levels | None]]:
     for tensor in coded:
         check_tensor(tensor.spec, tensor.shape, [len(s) for s in tensor.sections.values()], tensor.place)
-        if tensor.spec["codec"] not in ("lattice", "affine"):
+        if tensor.spec["codec"] not in (*lattice.LATTICES, "affine"):
             raise FormatError(f"{tensor.place} holds a {tensor.spec['codec']} tensor, which has no indices.")
-    lattices = iter(decode_lattices([tensor for tensor in coded if tensor.spec["codec"] == "lattice"]))
+    lattices = iter(decode_lattices([tensor for tensor in coded if tensor.spec["codec"] in lattice.LATTICES]))
     results = []
     for tensor in coded:
-        if tensor.spec["codec"] == "lattice":
+        if tensor.spec["codec"] in lattice.LATTICES:
             q, levels = next(lattices)
             results.append((q.reshape(tensor.shape), levels))
         else:
@@ -191,6 +191,8 @@ def _dequantize(coded: CodedTensor, q: Int32[np.ndarray, "..."], levels: Levels 
         y = integers.dequantize_affine(coded, q)
     else:
         y = lattice.dequantize_lattice(q.reshape(shape), levels, require_codebook(coded))
+        if (offset := lattice.read_offset(coded)) is not None:
+            y += offset
     if left is not None or right is not None:
         y = np.asarray(undo_axes(jnp.asarray(y), left, right))
     return y.reshape(coded.shape)

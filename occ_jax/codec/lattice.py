@@ -32,6 +32,12 @@ from occ_jax.transforms import Transform
 SECTIONS = ("levels", "transforms", "lanes", "indices", "padding")
 """Sections of this codec, in file order."""
 
+OFFSET_SECTIONS = ("offset", *SECTIONS)
+"""Sections of a matrix whose coefficients have an offset in every column."""
+
+LATTICES = {"lattice": SECTIONS, "offset_lattice": OFFSET_SECTIONS}
+"""Names of this codec without and with offsets."""
+
 MAX_LANE_STEPS = 1 << 26
 """Most symbols that one lane may hold."""
 
@@ -48,6 +54,7 @@ def encode_lattice(
     *,
     left: Transform | None = None,
     right: Transform | None = None,
+    offset: Float[np.ndarray, " cols"] | None = None,
     matrix_bits: int = DEFAULT_MATRIX_BITS,
     lane_symbols: int = 1 << 14,
 ) -> CodedTensor:
@@ -63,11 +70,13 @@ def encode_lattice(
         codebook: tables and reconstruction points.
         left, right: transforms that the indices' coordinates came from, stored and undone by the decoder. For exact
             agreement choose the coordinates with :func:`~occ_jax.codec.spec.stored_transform` of these.
+        offset: what the decoder adds to the coefficients of every column, stored in float16: choose it with
+            :func:`stored_offset`, and quantize what is left.
         matrix_bits: resolution of stored matrices.
         lane_symbols: symbols of a lane, about; more make the file smaller and give the decoder less to do at a time.
 
     Raises:
-        ValueError: levels of another shape, or a row that is no path of the trellis.
+        ValueError: levels or an offset of another shape, or a row that is no path of the trellis.
 
     Example:
         >>> from occ_jax.codec import decode_indices, scalar_codebook
@@ -80,7 +89,7 @@ def encode_lattice(
         Duda, Asymmetric numeral systems, 2013, arXiv:1311.2540; Marcellin, On entropy-constrained trellis coded
         quantization, IEEE Trans. Communications, 1994.
     """
-    matrix = Lattice(q, levels, left, right)
+    matrix = Lattice(q, levels, left, right, offset)
     return encode_lattices([matrix], codebook, matrix_bits=matrix_bits, lane_symbols=lane_symbols)[0]
 
 
@@ -91,6 +100,18 @@ class Lattice(NamedTuple):
     levels: Levels
     left: Transform | None = None
     right: Transform | None = None
+    offset: Float[np.ndarray, " cols"] | None = None
+
+
+def stored_offset(offset: Float[np.ndarray, " cols"]) -> Float32[np.ndarray, " cols"]:
+    """An offset as a decoder has it.
+
+    Example:
+        >>> print(stored_offset(np.array([0.1, 2.0], np.float32)))
+        [0.09997559 2.        ]
+    """
+    with np.errstate(over="ignore"):  # too large a number becomes infinite, and is refused
+        return np.asarray(offset, np.float32).astype("<f2").astype(np.float32)
 
 
 def encode_lattices(
@@ -110,12 +131,13 @@ def encode_lattices(
     for matrix, indices, streams in zip(matrices, checked, encode_lanes(checked, codebook), strict=True):
         head, body = _split_pack(streams, indices.lanes.count)
         fields, side_info = write_axes(matrix.left, matrix.right, matrix_bits)
-        sections = {"levels": matrix.levels.to_bytes() if indices.q.size else b"", "transforms": side_info}
+        sections = {} if matrix.offset is None else {"offset": stored_offset(matrix.offset).astype("<f2").tobytes()}
+        sections |= {"levels": matrix.levels.to_bytes() if indices.q.size else b"", "transforms": side_info}
         sections |= {"lanes": head, "indices": body}
         missing = -(-indices.q.size // MAX_ELEMENTS_PER_BYTE) - sum(map(len, sections.values()))
         sections["padding"] = bytes(max(missing, 0))
         spec = {
-            "codec": "lattice",
+            "codec": "lattice" if matrix.offset is None else "offset_lattice",
             "rows_per_lane": indices.lanes.rows_per_lane,
             **_levels_fields(matrix.levels),
             **fields,
@@ -129,6 +151,10 @@ def _checked(matrix: Lattice, codebook: Codebook, lane_symbols: int) -> Indices:
     q, levels = np.asarray(matrix.q).astype(np.int32).reshape(rows, cols), matrix.levels
     if levels.shape != (rows, cols):
         raise ValueError(f"levels are for a matrix {levels.shape}, the indices form one of {(rows, cols)}")
+    if matrix.offset is not None and (
+        np.shape(matrix.offset) != (cols,) or not np.isfinite(stored_offset(matrix.offset)).all()
+    ):
+        raise ValueError(f"an offset is one float16 number for each of the {cols} columns")
     if codebook.num_classes > MAX_CLASSES:
         raise ValueError(f"the codebook has {codebook.num_classes} classes, a file at most {MAX_CLASSES}")
     if cols > MAX_LANE_STEPS:
@@ -192,6 +218,8 @@ def check_lattice(spec: Mapping[str, Any], shape: tuple[int, ...], sizes: Mappin
         integer_field(spec, "row_resolution", 1, 64, place)
     integer_field(spec, "class_shift", 0, 8, place)
     rows, cols = matrix_shape(shape)
+    if "offset" in sizes:
+        check_size(sizes, "offset", 2 * cols, place)
     if rows * cols == 0:
         for name in ("levels", "lanes", "indices", "padding"):
             check_size(sizes, name, 0, place)
@@ -235,6 +263,20 @@ def read_levels_of(coded: CodedTensor) -> Levels:
     names = ("resolution", "class_shift", "row_resolution")
     fields = {name: coded.spec[name] for name in names if name in coded.spec}
     return Levels.from_bytes(coded.sections["levels"], matrix_shape(coded.shape), **fields)
+
+
+def read_offset(coded: CodedTensor) -> Float32[np.ndarray, " cols"] | None:
+    """What is to be added to the coefficients of every column of a checked lattice tensor.
+
+    Raises:
+        FormatError: it is not finite.
+    """
+    if (data := coded.sections.get("offset")) is None:
+        return None
+    offset = np.frombuffer(data, "<f2").astype(np.float32)
+    if not np.isfinite(offset).all():
+        raise damaged(coded.place, "its offset is not finite")
+    return offset
 
 
 def dequantize_lattice(

@@ -65,6 +65,7 @@ def every_kind() -> dict[str, CodedTensor]:
         ),
         "escapes": encode_lattice(heavy, random_levels((6, 33)), scalar, lane_symbols=40),
         "norm": encode_raw(w[0], "bfloat16"),
+        "offset": encode_lattice(q[:2], random_levels((2, 14)), trellis, right=DCT(), offset=w[0, :14]),
         "rotated": encode_tensor(
             w,
             Uniform(jnp.array(0.25)),

@@ -14,6 +14,7 @@ SECTIONS = {
     "raw": ("values",),
     "affine": ("scales", "zero_points", "transforms", "indices"),
     "lattice": ("levels", "transforms", "lanes", "indices", "padding"),
+    "offset_lattice": ("offset", "levels", "transforms", "lanes", "indices", "padding"),
     "transform": ("transforms",),
 }
 PARITY_CHECKS = {
@@ -365,8 +366,12 @@ def decode(spec, shape, sections, codebook):
         t = transform_matrix(spec["transform"], shape[0], reader)
         reader.end()
         return None, t
-    if spec["codec"] == "lattice":
+    if spec["codec"] in ("lattice", "offset_lattice"):
         q, y = decode_lattice(spec, shape, sections, codebook)
+        if "offset" in sections:
+            offset = np.frombuffer(sections["offset"], "<f2").astype(np.float32)
+            assert len(offset) == matrix(shape)[1] and np.isfinite(offset).all()
+            y = (y + offset).astype(np.float32)
     else:
         q, y = decode_affine(spec, shape, sections)
     rows, cols = matrix(shape)

@@ -21,6 +21,7 @@ from occ_jax.codec import (
     encode_lattices,
     lane_coding,
     scalar_codebook,
+    stored_offset,
     with_row_factors,
 )
 from occ_jax.codec import batch as batch_module
@@ -31,6 +32,7 @@ from occ_jax.codec.tensor import MAX_ELEMENTS_PER_BYTE
 from occ_jax.entropy import rans
 from occ_jax.quantization.trellis_coding import indices_from_symbols
 from occ_jax.quantization.ungerboeck import STATE_COUNTS
+from occ_jax.transforms import hadamard
 
 
 @pytest.mark.parametrize("num_states", STATE_COUNTS)
@@ -325,6 +327,35 @@ def test_rows_may_be_scaled_without_touching_the_indices(num_states, make):
     assert np.nanmax(error) <= np.log(half_a_level) + 1e-6
     again = with_row_factors(scaled, 1 / factors)
     np.testing.assert_allclose(decode_tensor(again), decode_tensor(coded), rtol=0.03)
+
+
+@pytest.mark.parametrize("right", [None, hadamard(14)])
+@pytest.mark.parametrize("shape", [(9, 14), (3, 3, 14), (0, 14)])
+def test_an_offset_is_added_to_every_row_before_transforms_are_undone(shape, right, make):
+    matrix = (int(np.prod(shape[:-1])), 14)
+    q, levels, codebook = make["path"](matrix, 8), make["levels"](matrix), make["codebook"](8)
+    offset = np.random.default_rng(3).normal(0, 0.1, 14).astype(np.float32)
+    plain = encode_lattice(q.reshape(shape), levels, codebook, right=right)
+    coded = encode_lattice(q.reshape(shape), levels, codebook, right=right, offset=offset)
+    assert coded.num_bytes <= plain.num_bytes + 2 * 14  # padding may have become needless
+    np.testing.assert_array_equal(decode_indices([coded])[0].reshape(matrix), q)
+    moved = stored_offset(offset) if right is None else np.asarray(right.inverse(jnp.asarray(stored_offset(offset))))
+    np.testing.assert_allclose(decode_tensor(coded), decode_tensor(plain) + moved, atol=2e-6)
+
+
+@pytest.mark.parametrize("offset", [np.zeros(13), np.full(14, np.inf), np.full(14, 1e6)])
+def test_offsets_that_a_file_cannot_hold_are_refused(offset, make):
+    with pytest.raises(ValueError, match="14 columns"):
+        encode_lattice(make["path"]((2, 14), 1), make["levels"]((2, 14)), make["codebook"](1), offset=offset)
+
+
+def test_a_damaged_offset_is_named(make):
+    q, levels, codebook = make["path"]((2, 14), 1), make["levels"]((2, 14)), make["codebook"](1)
+    coded = encode_lattice(q, levels, codebook, offset=np.zeros(14))
+    nan = np.full(14, np.nan, "<f2").tobytes()
+    for data, cause in ((b"", "'offset' holds 0 bytes"), (nan, "offset is not finite")):
+        with pytest.raises(FormatError, match=cause):
+            decode_tensor(dataclasses.replace(coded, sections={**coded.sections, "offset": data}))
 
 
 def test_row_factors_that_make_no_step_are_refused(make):

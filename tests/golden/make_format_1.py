@@ -1,9 +1,12 @@
 """Write the golden file of format version 1 and what a reader must make of it, from closed formulas.
 
-Run once, when version 1 was frozen: ``python tests/golden/make_format_1.py``. Readers of every later version must go
-on reading ``format_1.occ.safetensors``; never write it anew. Numbers come from closed formulas, not from
-a random generator, whose streams may change.
+Run once for each file: ``python tests/golden/make_format_1.py NAME``. ``format_1`` is what version 1 began with, and
+``format_1_offsets`` has the codec that came after it. Readers of every later version must go on reading both; never write
+one anew. Numbers come from closed formulas, not from a random generator, whose streams may change.
 """
+
+import sys
+from collections.abc import Callable
 
 from pathlib import Path
 
@@ -127,19 +130,33 @@ def tensors() -> dict[str, CodedTensor]:
     return coded
 
 
-def main() -> None:
-    target = HERE / "format_1.occ.safetensors"
-    write_container(target, tensors(), model={"note": "golden file of format version 1"}, producer="occ_jax 0.1.0")
+def offsets() -> dict[str, CodedTensor]:
+    """Lattices with an offset in every column, along a trellis and not, turned, and without elements."""
+    centred = {"offset": 0.5 * wave(14), "lane_symbols": 30}
+    return {
+        "trellis.8": encode_lattice(path(9, 14, 8), levels(9, 14), codebook(8, 3), **centred),
+        "scalar": encode_lattice(path(7, 14, 1), levels(7, 14), codebook(1, 4), **centred),
+        "turned": encode_lattice(path(9, 14, 8), levels(9, 14), codebook(8, 3), right=DCT(), **centred),
+        "empty": encode_lattice(np.zeros((0, 14), np.int32), levels(0, 14), codebook(8, 3), **centred),
+    }
+
+
+FILES: dict[str, Callable[[], dict[str, CodedTensor]]] = {"format_1": tensors, "format_1_offsets": offsets}
+
+
+def main(name: str) -> None:
+    target = HERE / f"{name}.occ.safetensors"
+    write_container(target, FILES[name](), model={"note": "golden file of format version 1"}, producer="occ_jax 0.1.0")
     expected = {}
     with open_container(target) as container:
-        for name in container:
-            coded = container[name]
+        for key in container:
+            coded = container[key]
             if coded.spec["codec"] != "transform":
-                expected[f"w/{name}"] = decode_tensors([coded])[0]
-            if coded.spec["codec"] in ("lattice", "affine"):
-                expected[f"q/{name}"] = decode_indices([coded])[0]
-    np.savez_compressed(HERE / "format_1.npz", **expected)
+                expected[f"w/{key}"] = decode_tensors([coded])[0]
+            if coded.spec["codec"] in ("lattice", "offset_lattice", "affine"):
+                expected[f"q/{key}"] = decode_indices([coded])[0]
+    np.savez_compressed(HERE / f"{name}.npz", **expected)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])
