@@ -370,7 +370,8 @@ def decode(spec, shape, sections, codebook):
         q, y = decode_lattice(spec, shape, sections, codebook)
         if "offset" in sections:
             offset = np.frombuffer(sections["offset"], "<f2").astype(np.float32)
-            assert len(offset) == matrix(shape)[1] and np.isfinite(offset).all()
+            assert len(offset) == matrix(shape)[1]
+            assert np.isfinite(offset).all()
             y = (y + offset).astype(np.float32)
     else:
         q, y = decode_affine(spec, shape, sections)

@@ -7,7 +7,6 @@ one anew. Numbers come from closed formulas, not from a random generator, whose 
 
 import sys
 from collections.abc import Callable
-
 from pathlib import Path
 
 import jax.numpy as jnp

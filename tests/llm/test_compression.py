@@ -92,6 +92,30 @@ def test_an_embedding_can_be_held_apart_from_the_dial(toy, toy_statistics, tmp_p
         Settings(bits=3.0, embedding_bits=9)
 
 
+@pytest.mark.parametrize("coordinates", ["identity", "hadamard"])
+def test_the_mean_row_of_an_embedding_costs_two_bytes_for_each_column(coordinates, toy, toy_statistics, tmp_path):
+    """What all rows have in common is no matter of bits: it may be as large as it likes."""
+    shift = np.random.default_rng(0).normal(0, 4, toy.config.hidden_size).astype(np.float32)
+    assert np.abs(shift).mean() > 5 * toy.weights[EMBEDDING].std()
+    sizes, errors = [], []
+    for name, weights in (
+        ("plain", toy.weights),
+        ("moved", {**toy.weights, EMBEDDING: toy.weights[EMBEDDING] + shift}),
+    ):
+        model = dataclasses.replace(toy, weights=weights)
+        settings = Settings(step=0.05, coordinates=coordinates, states=1)
+        compress(model, tmp_path / name, toy_statistics, settings)
+        with open_container(tmp_path / name / CONTAINER) as container:
+            coded = container[EMBEDDING]
+        assert len(coded.sections["offset"]) == 2 * toy.config.hidden_size
+        sizes.append(coded.num_bytes)
+        # Lengths, and angles between rows, are those of the original in every basis.
+        opened, original = (m @ m.T for m in (load_checkpoint(tmp_path / name).weights[EMBEDDING], weights[EMBEDDING]))
+        errors.append(np.linalg.norm(opened - original) / np.linalg.norm(original))
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.02)
+    assert errors[1] < 0.01 < errors[0]
+
+
 def test_two_runs_are_identical_and_another_device_count_decodes_the_same(toy, toy_statistics, tmp_path):
     settings = Settings(step=0.01, states=4, coordinates="random")
     for name in ("a", "b"):
