@@ -210,7 +210,7 @@ class Session:
     def _digest(self, label: str) -> str:
         seen = text_digest(self._tokens) if self._settings.end_to_end else None
         begun = _digest_of(jax.tree.leaves(self._start)) if self._settings.init == "learned" else None
-        parts = [self._statistics.fingerprint.digest, dataclasses.asdict(self._settings), seen, label, begun, 3]
+        parts = [self._statistics.fingerprint.digest, dataclasses.asdict(self._settings), seen, label, begun, 4]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
