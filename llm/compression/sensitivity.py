@@ -17,10 +17,9 @@ from ..roles import EMBEDDING, HEAD
 SMOOTHING = 0.5
 """Count that every token has before the text is seen: no token is free to be wrong."""
 
-LOGITS_WEIGHT = 1.6
-"""What an error in the logits costs, in units of its second order. The divergence of a network rises faster than second
-order says, and faster by this factor where errors meet the softmax at once: between 1.4, which was best at 3 bits, and 2,
-which was best at 2."""
+OUTER_WEIGHT = 1.6
+"""What errors in an embedding and a head cost, in units of their second order. The divergence of a network rises faster
+than second order says, and faster by this factor for these than for linear layers: 1.4 was best at 3 bits, 2 at 2 bits."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,16 +46,20 @@ def sensitivity_of(name: str, statistics: Statistics) -> Sensitivity:
         name: Hugging Face name of the matrix.
         statistics: with the output Fisher.
     """
-    if name != EMBEDDING:
-        rows = _positive(statistics.fisher(name))
-        return Sensitivity(hessian=statistics.hessian(name), rows=LOGITS_WEIGHT * rows if name == HEAD else rows)
+    if name not in (EMBEDDING, HEAD):
+        return Sensitivity(hessian=statistics.hessian(name), rows=_positive(statistics.fisher(name)))
+    form = _outer_form(name, statistics)
+    return dataclasses.replace(form, rows=OUTER_WEIGHT * form.rows)
+
+
+def _outer_form(name: str, statistics: Statistics) -> Sensitivity:
+    """Second order of an embedding or a head."""
     frequency = statistics.token_counts + SMOOTHING
-    frequency = frequency / frequency.sum()
-    entry = statistics.fisher_matrix(EMBEDDING)
-    if not statistics.config.tie_word_embeddings:
-        return Sensitivity(hessian=entry, rows=frequency)
-    logits = LOGITS_WEIGHT * _positive(statistics.fisher(HEAD))
-    return _sum_of_forms((frequency, entry), (logits, statistics.hessian(HEAD)))
+    reading = (frequency / frequency.sum(), statistics.fisher_matrix(EMBEDDING))
+    if name == EMBEDDING and not statistics.config.tie_word_embeddings:
+        return Sensitivity(hessian=reading[1], rows=reading[0])
+    logits = (_positive(statistics.fisher(HEAD)), statistics.hessian(HEAD))
+    return Sensitivity(hessian=logits[1], rows=logits[0]) if name == HEAD else _sum_of_forms(reading, logits)
 
 
 def _sum_of_forms(*forms: tuple[np.ndarray, np.ndarray]) -> Sensitivity:

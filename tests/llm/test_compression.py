@@ -12,7 +12,7 @@ from occ_llm.checkpoints.compressed import BASIS, CONTAINER
 from occ_llm.compression import CalibrationTokens, Settings, compress, measure_sizes
 from occ_llm.compression.allocation import probe_rows
 from occ_llm.compression.plan import MatrixPlan, expected_bits, plan_matrix, solve_step
-from occ_llm.compression.sensitivity import LOGITS_WEIGHT, sensitivity_of
+from occ_llm.compression.sensitivity import OUTER_WEIGHT, sensitivity_of
 from occ_llm.errors import OccError
 from occ_llm.evaluation import Reference, Windows, evaluate
 from occ_llm.model import LanguageModel
@@ -248,10 +248,10 @@ def test_embedding_sensitivity_keeps_every_trace(toy, toy_statistics):
     form = sensitivity_of(EMBEDDING, toy_statistics)
     frequency = (toy_statistics.token_counts + 0.5) / (toy_statistics.token_counts + 0.5).sum()
     entry, head = toy_statistics.fisher_matrix(EMBEDDING), toy_statistics.hessian(HEAD)
-    output = LOGITS_WEIGHT * np.maximum(toy_statistics.fisher(HEAD), 1e-3 * toy_statistics.fisher(HEAD).mean())
+    output = np.maximum(toy_statistics.fisher(HEAD), 1e-3 * toy_statistics.fisher(HEAD).mean())
     traces = frequency * np.trace(entry) + output * np.trace(head)
-    np.testing.assert_allclose(form.rows * np.trace(form.hessian), traces, rtol=1e-4)
-    total = entry + output.sum() * head
+    np.testing.assert_allclose(form.rows * np.trace(form.hessian), OUTER_WEIGHT * traces, rtol=1e-4)
+    total = OUTER_WEIGHT * (entry + output.sum() * head)
     np.testing.assert_allclose(form.rows.sum() * form.hessian, total, rtol=1e-3, atol=1e-4 * np.abs(total).max())
 
 
