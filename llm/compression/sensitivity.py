@@ -19,7 +19,7 @@ SMOOTHING = 0.5
 
 OUTER_WEIGHT = 1.6
 """What errors in an embedding and a head cost, in units of their second order. The divergence of a network rises faster
-than second order says, and faster by this factor for these than for linear layers: 1.4 was best at 3 bits, 2 at 2 bits."""
+than second order says, and faster by this factor for these than for linear layers: 1.4 was best at 3 bits, 2 at 2."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
