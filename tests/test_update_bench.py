@@ -60,7 +60,7 @@ def test_rows_are_added_to_a_record_in_the_place_of_older_ones(bench):
 
 
 def test_distances_of_layers_have_a_table(bench):
-    quartiles = {"lower_quartile": 0.07, "median": 0.08, "upper_quartile": 0.09, "feedback_median": 0.08}
+    quartiles = {"lower_quartile": 0.07, "median": 0.08, "upper_quartile": 0.09, "feedback_median": 0.08, "iid_median": -0.02}
     distance = {
         "coordinates": "klt",
         "states": 8,
@@ -73,7 +73,7 @@ def test_distances_of_layers_have_a_table(bench):
     found = script.take_over(bench)
     older = {**found, "distances": [{**found["distances"][0], "rate": 3.0}]}
     assert [d["rate"] for d in script.merged(older, found)["distances"]] == [2.0, 3.0]
-    assert "| klt | trellis 8 | 7 | 2.01 | 0.0700 | 0.0800 | 0.0900 |" in script.page(found)
+    assert "| klt | trellis 8 | 7 | 2.01 | 0.0700 | 0.0800 | 0.0900 | -0.0200 |" in script.page(found)
 
 
 def test_rows_of_two_texts_are_refused(bench):
