@@ -106,7 +106,7 @@ def make_problem(
         form = sensitivity_of(name, statistics)
         hessian = jnp.asarray(damped(np.asarray(form.hessian, np.float32))) if hessians else None
         w = jnp.asarray(weights[name])
-        return Matrix(w - w.mean(0), jnp.asarray(form.rows, jnp.float32), hessian)  # the mean row is stored apart
+        return Matrix(w - w.mean(0, keepdims=True), jnp.asarray(form.rows, jnp.float32), hessian)  # the mean row is stored apart
 
     names = (EMBEDDING,) if config.tie_word_embeddings else (EMBEDDING, HEAD)
     return Problem(
