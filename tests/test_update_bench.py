@@ -60,7 +60,13 @@ def test_rows_are_added_to_a_record_in_the_place_of_older_ones(bench):
 
 
 def test_distances_of_layers_have_a_table(bench):
-    quartiles = {"lower_quartile": 0.07, "median": 0.08, "upper_quartile": 0.09, "feedback_median": 0.08, "iid_median": -0.02}
+    quartiles = {
+        "lower_quartile": 0.07,
+        "median": 0.08,
+        "upper_quartile": 0.09,
+        "feedback_median": 0.08,
+        "iid_median": -0.02,
+    }
     distance = {
         "coordinates": "klt",
         "states": 8,

@@ -106,7 +106,8 @@ def make_problem(
         form = sensitivity_of(name, statistics)
         hessian = jnp.asarray(damped(np.asarray(form.hessian, np.float32))) if hessians else None
         w = jnp.asarray(weights[name])
-        return Matrix(w - w.mean(0, keepdims=True), jnp.asarray(form.rows, jnp.float32), hessian)  # the mean row is stored apart
+        centred = w - w.mean(0, keepdims=True)  # the mean row is stored apart
+        return Matrix(centred, jnp.asarray(form.rows, jnp.float32), hessian)
 
     names = (EMBEDDING,) if config.tie_word_embeddings else (EMBEDDING, HEAD)
     return Problem(
