@@ -166,11 +166,10 @@ def _distance_table(distances: Sequence[dict[str, Any]]) -> list[str]:
     rows = []
     for d in distances:
         name = "scalar" if d["states"] == 1 else f"trellis {d['states']}"
-        quartiles = (f"{d[key]:.4f}" for key in ("lower_quartile", "median", "upper_quartile"))
-        iid = f"{d['iid_median']:.4f}"
-        rows.append((d["coordinates"], name, str(d["matrices"]), f"{d['bits_per_weight']:.2f}", *quartiles, iid))
-    columns = "coordinates", "quantizer", "matrices", "bits per weight", "lower quartile", "median", "upper quartile"
-    columns = (*columns, "median, i.i.d.")
+        found = (f"{d[key]:.4f}" for key in ("lower_quartile", "median", "upper_quartile", "iid_median"))
+        rows.append((d["coordinates"], name, str(d["matrices"]), f"{d['bits_per_weight']:.2f}", *found))
+    names = "coordinates", "quantizer", "matrices", "bits per weight"
+    columns = *names, "lower quartile", "median", "upper quartile", "median, i.i.d."
     return [
         "",
         "## Distance from the rate-distortion limit",

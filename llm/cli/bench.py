@@ -31,8 +31,9 @@ from .compress import ModelSource
 from .terminal import Terminal
 
 CALIBRATION_SHARE = 0.6
-_DISTANCES = 2  # part of their keys: raise it when a distance gets another field or another meaning
 """Share of the lines of a text that calibration reads, from the front; evaluation has the rest."""
+
+_DISTANCES = 2  # part of their keys: raise it when a distance gets another field or another meaning
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -204,13 +205,22 @@ class BenchCommand:
                     summary.append({"coordinates": setting.coordinates, "states": states, "rate": rate, **kept})
         results = {"model": checkpoint.name, "distances": [_quartiles(**entry) | entry for entry in summary]}
         _write_json(self.out / "distances.json", results)
-        columns = ("coordinates", "states", "bits/weight", "lower quartile", "median", "upper quartile")
-        columns = (*columns, "of i.i.d.", "of feedback")
-        keys = ("coordinates", "states", "bits_per_weight", "lower_quartile", "median", "upper_quartile")
-        rows = [tuple(entry[k] for k in (*keys, "iid_median", "feedback_median")) for entry in results["distances"]]
-        terminal.table(f"{checkpoint.name}: bits per weight above the rate-distortion function", columns, rows)
+        rows = [tuple(entry[key] for key in _SHOWN.values()) for entry in results["distances"]]
+        terminal.table(f"{checkpoint.name}: bits per weight above the rate-distortion function", tuple(_SHOWN), rows)
         terminal.note(f"distances.json, with every layer, is in {self.out}")
         terminal.result(results)
+
+
+_SHOWN = {
+    "coordinates": "coordinates",
+    "states": "states",
+    "bits/weight": "bits_per_weight",
+    "lower quartile": "lower_quartile",
+    "median": "median",
+    "upper quartile": "upper_quartile",
+    "of i.i.d.": "iid_median",
+    "of feedback": "feedback_median",
+}
 
 
 def _distances(network, names, states: int, rate: float, terminal: Terminal) -> list[Distance]:

@@ -95,7 +95,7 @@ class Network:
         Nearly half of the energy of an embedding can be in it, two bytes for each column. Linear layers have none to
         speak of.
         """
-        return self._offsets.get(name)
+        return None if is_linear(name) else self._offsets[name]
 
     @cached_property
     def _offsets(self) -> dict[str, Float32[np.ndarray, " d_in"]]:

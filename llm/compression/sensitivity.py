@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ..calibration import Statistics
-from ..roles import EMBEDDING, HEAD
+from ..roles import EMBEDDING, HEAD, is_linear
 
 SMOOTHING = 0.5
 """Count that every token has before the text is seen: no token is free to be wrong."""
@@ -46,20 +46,22 @@ def sensitivity_of(name: str, statistics: Statistics) -> Sensitivity:
         name: Hugging Face name of the matrix.
         statistics: with the output Fisher.
     """
-    if name not in (EMBEDDING, HEAD):
-        return Sensitivity(hessian=statistics.hessian(name), rows=_positive(statistics.fisher(name)))
-    form = _outer_form(name, statistics)
-    return dataclasses.replace(form, rows=OUTER_WEIGHT * form.rows)
+    form = _of_embedding(statistics) if name == EMBEDDING else _of_outputs(name, statistics)
+    return form if is_linear(name) else dataclasses.replace(form, rows=OUTER_WEIGHT * form.rows)
 
 
-def _outer_form(name: str, statistics: Statistics) -> Sensitivity:
-    """Second order of an embedding or a head."""
+def _of_outputs(name: str, statistics: Statistics) -> Sensitivity:
+    return Sensitivity(hessian=statistics.hessian(name), rows=_positive(statistics.fisher(name)))
+
+
+def _of_embedding(statistics: Statistics) -> Sensitivity:
     frequency = statistics.token_counts + SMOOTHING
-    reading = (frequency / frequency.sum(), statistics.fisher_matrix(EMBEDDING))
-    if name == EMBEDDING and not statistics.config.tie_word_embeddings:
-        return Sensitivity(hessian=reading[1], rows=reading[0])
-    logits = (_positive(statistics.fisher(HEAD)), statistics.hessian(HEAD))
-    return Sensitivity(hessian=logits[1], rows=logits[0]) if name == HEAD else _sum_of_forms(reading, logits)
+    frequency = frequency / frequency.sum()
+    entry = statistics.fisher_matrix(EMBEDDING)
+    if not statistics.config.tie_word_embeddings:
+        return Sensitivity(hessian=entry, rows=frequency)
+    head = _of_outputs(HEAD, statistics)
+    return _sum_of_forms((frequency, entry), (head.rows, head.hessian))
 
 
 def _sum_of_forms(*forms: tuple[np.ndarray, np.ndarray]) -> Sensitivity:

@@ -15,6 +15,18 @@ STATES = (1, 4, 8, 16, 32, 64, 128, 256)
 OUTPUTS_BELOW = 3.0
 """Bits per linear weight below which feedback along the outputs has been seen to pay."""
 
+Choice = Literal["auto", "always", "never"]
+
+
+def feeds_rows(choice: Choice, bits: float | None) -> bool:
+    """Whether later rows make up for the errors of earlier ones in a file of so many bits per linear weight.
+
+    Example:
+        >>> feeds_rows("auto", 2.0), feeds_rows("auto", None), feeds_rows("always", 4.0)
+        (True, False, True)
+    """
+    return choice == "always" or (choice == "auto" and bits is not None and bits < OUTPUTS_BELOW)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -40,7 +52,7 @@ class Settings:
     two and a half times that of 8, finishing apart."""
     feedback: bool = True
     """Let later weights make up for the rounding errors of earlier ones (GPTQ, LDLQ)."""
-    output_feedback: Literal["auto", "always", "never"] = "auto"
+    output_feedback: Choice = "auto"
     """Let later rows, too, make up for the errors of earlier ones, by what the gradients of a layer's outputs have in
     common; auto does so where --bits asks for less than 3, and the other feedback is on."""
     embedding_bits: int | None = None
@@ -52,7 +64,7 @@ class Settings:
     """Quantize block after block, each with the inputs that the quantized ones before it produce."""
     correct_sensitivity: bool = False
     """Quantize once beforehand, measure what the errors of each group of layers really cost, and move its steps."""
-    finish: Literal["auto", "always", "never"] = "auto"
+    finish: Choice = "auto"
     """Tune norm gains and row scales to the original's predictions afterwards; auto does so below 3 bits."""
     finish_steps: int = 48
     """Steps of that, one window of 512 tokens each."""
@@ -90,9 +102,7 @@ class Settings:
     @property
     def feeds_rows(self) -> bool:
         """Whether later rows make up for the errors of earlier ones."""
-        if self.output_feedback != "auto":
-            return self.feedback and self.output_feedback == "always"
-        return self.feedback and self.bits is not None and self.bits < OUTPUTS_BELOW
+        return self.feedback and feeds_rows(self.output_feedback, self.bits)
 
     @property
     def quantizer(self) -> str:

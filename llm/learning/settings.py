@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from ..compression.settings import OUTPUTS_BELOW
+from ..compression.settings import Choice, feeds_rows
 from ..errors import OccError
 from .losses import RateName
 from .placements import SCALINGS, Placement
@@ -30,7 +30,7 @@ class LearnSettings:
     """Integers that share a scale."""
     feedback: bool = True
     """With `int`, whether later weights will make up for the rounding errors of earlier ones (GPTQ)."""
-    output_feedback: Literal["auto", "always", "never"] = "auto"
+    output_feedback: Choice = "auto"
     """With `scales`, whether the file will have feedback along the outputs, as `occ compress --output-feedback` says:
     the Fisher information then drops out of every rotation. `auto` is on below 3 bits, as it is there."""
     clip: bool = False
@@ -97,9 +97,7 @@ class LearnSettings:
     @property
     def feeds_rows(self) -> bool:
         """Whether rows of the file will make up for each other."""
-        if self.output_feedback != "auto" or self.objective != "scales":
-            return self.output_feedback == "always"
-        return self.target_bits < OUTPUTS_BELOW
+        return self.objective == "scales" and feeds_rows(self.output_feedback, self.target_bits)
 
     @property
     def end_to_end(self) -> bool:

@@ -32,11 +32,8 @@ from occ_jax.transforms import Transform
 SECTIONS = ("levels", "transforms", "lanes", "indices", "padding")
 """Sections of this codec, in file order."""
 
-OFFSET_SECTIONS = ("offset", *SECTIONS)
-"""Sections of a matrix whose coefficients have an offset in every column."""
-
-LATTICES = {"lattice": SECTIONS, "offset_lattice": OFFSET_SECTIONS}
-"""Names of this codec without and with offsets."""
+LATTICES = {"lattice": SECTIONS, "offset_lattice": ("offset", *SECTIONS)}
+"""Names of this codec, without and with an offset in every column, and the sections of each."""
 
 MAX_LANE_STEPS = 1 << 26
 """Most symbols that one lane may hold."""
@@ -151,9 +148,8 @@ def _checked(matrix: Lattice, codebook: Codebook, lane_symbols: int) -> Indices:
     q, levels = np.asarray(matrix.q).astype(np.int32).reshape(rows, cols), matrix.levels
     if levels.shape != (rows, cols):
         raise ValueError(f"levels are for a matrix {levels.shape}, the indices form one of {(rows, cols)}")
-    if matrix.offset is not None and (
-        np.shape(matrix.offset) != (cols,) or not np.isfinite(stored_offset(matrix.offset)).all()
-    ):
+    offset = np.zeros(cols) if matrix.offset is None else stored_offset(matrix.offset)
+    if offset.shape != (cols,) or not np.isfinite(offset).all():
         raise ValueError(f"an offset is one float16 number for each of the {cols} columns")
     if codebook.num_classes > MAX_CLASSES:
         raise ValueError(f"the codebook has {codebook.num_classes} classes, a file at most {MAX_CLASSES}")

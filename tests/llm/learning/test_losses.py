@@ -36,19 +36,21 @@ KEY = jax.random.key(0)
 @pytest.fixture(scope="module")
 def coded_places(toy, toy_problem, drawn_coordinates):
     """What the closed form and the water level say at many bits, in some coordinates."""
-    start = choose_coordinates("identity", toy.config, key=KEY)
-    places = {
-        "identity": start,
-        "hadamard": choose_coordinates("hadamard", toy.config, key=KEY),
-        "learned": drawn_coordinates(toy.config, ("residual", "values", "keys")),
-    }
+    places = fixed_places(toy.config) | {"learned": drawn_coordinates(toy.config, ("residual", "values", "keys"))}
     scaled = drawn_coordinates(toy.config, ("value-scales", "key-scales", "unit-scales"))
-    found = {}
-    for rate in ("field", "water"):
-        work = Layerwise(toy.config, toy_problem, start, LearnSettings(rate=rate, bits=9.0))
-        measured = places if rate == "field" else places | {"scaled": scaled}
-        found[rate] = {name: work.measure(place) for name, place in measured.items()}
-    return found
+    return {
+        "field": measured(toy.config, toy_problem, "field", places),
+        "water": measured(toy.config, toy_problem, "water", places | {"scaled": scaled}),
+    }
+
+
+def fixed_places(config):
+    return {place: choose_coordinates(place, config, key=KEY) for place in ("identity", "hadamard")}
+
+
+def measured(config, problem, rate, places):
+    work = Layerwise(config, problem, places["identity"], LearnSettings(rate=rate, bits=9.0))
+    return {name: work.measure(place) for name, place in places.items()}
 
 
 def test_the_step_gives_the_rate(coded_places):
@@ -59,19 +61,11 @@ def test_the_step_gives_the_rate(coded_places):
 @pytest.mark.parametrize("feeds_rows", [False, True])
 def test_the_rate_is_that_of_the_compressors_plan(feeds_rows, toy, toy_folded, toy_statistics, coded_places):
     """Differences between coordinates, which is all that training sees, matrix by matrix."""
-    places = ("identity", "hadamard")
+    places = fixed_places(toy.config)
     if feeds_rows:
-        start = choose_coordinates("identity", toy.config, key=KEY)
         options = {"hessians": True, "outer": True, "damping": 0.01}
         problem = make_problem(toy_folded, toy_statistics, feeds_rows=True, **options)
-        coded_places = {
-            rate: {
-                place: work.measure(choose_coordinates(place, toy.config, key=KEY))
-                for work in (Layerwise(toy.config, problem, start, LearnSettings(rate=rate, bits=9.0)),)
-                for place in places
-            }
-            for rate in ("field", "water")
-        }
+        coded_places = {rate: measured(toy.config, problem, rate, places) for rate in ("field", "water")}
     widths = {}
     for place in places:
         network = prepare_network(toy.config, toy.weights, toy_statistics, Settings(step=1.0, coordinates=place))
