@@ -142,8 +142,8 @@ def _open(source: str | None, terminal: Terminal) -> Checkpoint:
 
 
 def _settings(bits: float, coordinates: CoordinateName) -> Settings:
-    """Scalar quantization, whose files are made in half the time of the trellis."""
-    return Settings(bits=bits, coordinates=coordinates, states=1)
+    """Scalar quantization, whose files are made in half the time of the trellis; one survey serves all rates."""
+    return Settings(bits=bits, coordinates=coordinates, states=1, output_feedback="never")
 
 
 def _labelled(terminal: Terminal, label: str, rows: Iterable, step: str) -> Iterable:

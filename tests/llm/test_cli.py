@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from occ_llm.checkpoints import load_checkpoint, write_hf_directory
 from occ_llm.checkpoints.compressed import CONTAINER
+from occ_llm.cli import demo
 from occ_llm.cli.main import BAD_INPUT, INTERRUPTED, run
 
 TEXT = "Coordinates are chosen, not given. " * 400
@@ -33,6 +34,19 @@ def arguments(place, *more):
 def occ(*args: str) -> subprocess.CompletedProcess:
     """The command in a process of its own."""
     return subprocess.run([sys.executable, "-m", "occ_llm.cli", *args], capture_output=True, text=True)
+
+
+def test_the_demo_makes_files_at_all_rates_a_table_and_a_figure(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(demo, "COORDINATES", ("identity",))
+    out = tmp_path / "demo"
+    assert run(["demo", "--model", "tiny", "--out", str(out), "--window", "128", "--max-windows", "1", "--json"]) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert results == json.loads(capsys.readouterr().out)
+    rows = results["rows"]
+    assert [row["linear_bits_per_weight"] for row in rows] == pytest.approx([4.0, 3.5, 3.0], rel=0.005)
+    assert sorted(rows, key=lambda row: row["kl_mean"]) == sorted(rows, key=lambda row: -row["file_bytes"]) == rows
+    assert (out / "rate_distortion.svg").stat().st_size > 1000
+    assert all((out / f"identity-{bits}" / CONTAINER).is_file() for bits in ("4", "3.5", "3"))
 
 
 @pytest.fixture
