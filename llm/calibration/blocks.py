@@ -17,6 +17,8 @@ from ..config import ModelConfig
 from ..model import block, final_norm, output_sizes, position_table, projection_rows
 from .head import head_gradient
 from .moments import CompensatedSum, gram, zero_sum
+from .statistics import WEIGHTED_INPUTS
+from .weighting import Tokens
 
 Sums = Mapping[str, CompensatedSum]
 """Running sums over tokens, by the name of an input (second moments) or the kind of a layer (Fisher)."""
@@ -47,28 +49,32 @@ def observe(
 @functools.partial(jax.jit, static_argnames="config", donate_argnames=("sums", "gradient"))
 def differentiate(
     config: ModelConfig, window: Window, params: dict[str, Any], sums: Sums, x: Residual, gradient: Residual
-) -> tuple[Sums, Residual]:
+) -> tuple[Sums, Residual, dict[str, Tokens]]:
     """Recompute a block and send a gradient back through it.
 
     Args:
         config: architecture.
         window: attention window of the block.
         params: its weights, norms folded.
-        sums: Fisher of the outputs so far.
+        sums: Fisher of the outputs so far, of the kinds that do not read :data:`WEIGHTED_INPUTS`.
         x: its input.
         gradient: of the loss at its output.
 
     Returns:
-        The sums with this batch added, and the gradient at ``x``.
+        The sums with this batch added, the gradient at ``x``, and the tokens of what is summed in another way.
     """
     zeros = {name: jnp.zeros((*x.shape[:-1], d), x.dtype) for name, d in output_sizes(config).items()}
-    _, pullback = jax.vjp(lambda x, probes: _run(config, window, params, x, probes)[0], x, zeros)
+    _, pullback, taps = jax.vjp(lambda x, probes: _run(config, window, params, x, probes), x, zeros, has_aux=True)
     dx, dy = pullback(gradient)
-    terms = {}
+    terms, seen = {}, {_INPUT_OF[name]: {} for name in taps if _INPUT_OF[name] in WEIGHTED_INPUTS}
     for projection, (linear, rows) in projection_rows(config).items():
         kind = projection.rpartition(".")[2].removesuffix("_proj")
-        terms[kind] = gram(dy[linear][..., rows])
-    return {name: sums[name].add(term) for name, term in terms.items()}, dx
+        if _INPUT_OF[linear] in seen:
+            seen[_INPUT_OF[linear]][kind] = dy[linear][..., rows]
+        else:
+            terms[kind] = gram(dy[linear][..., rows])
+    tokens = {_INPUT_OF[name]: Tokens(taps[name], seen[_INPUT_OF[name]]) for name in taps if _INPUT_OF[name] in seen}
+    return {name: sums[name].add(term) for name, term in terms.items()}, dx, tokens
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="sums")

@@ -78,7 +78,7 @@ def text_digest(windows: Int[np.ndarray, "windows length"]) -> str:
 def settings_digest(*, key: jax.Array, fisher: bool, dtype: Any, fisher_windows: int | None = None) -> str:
     """SHA-256 over the settings that change the result, the version of the procedure included."""
     settings = {
-        "version": 1,
+        "version": 2,
         "key": np.asarray(jax.random.key_data(key)).tolist() if fisher else None,
         "fisher": fisher if fisher_windows is None or not fisher else fisher_windows,
         "dtype": np.dtype(dtype).name,

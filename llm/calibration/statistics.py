@@ -9,7 +9,10 @@ order and if inputs and output gradients are independent,
     D_{KL} \approx \tfrac12 \operatorname{tr}(G E H E^\top), \qquad
     H = \mathbb{E}[x x^\top], \quad G = \mathbb{E}[\nabla_y L \, \nabla_y L^\top]
 
-nats per token.
+nats per token. Inputs and gradients are far from independent where queries, keys, values, gates and units of the MLP
+read the residual stream: the first token of a window gets nearly all of the gradient of the values, for every later
+token attends to it, and it has one and the same input. There :math:`H` and :math:`G` are the product that is nearest to
+what errors really cost (:mod:`occ_jax.quantization.product_form`), with a weight for each token.
 """
 
 import dataclasses
@@ -41,6 +44,13 @@ INPUT_OF: Mapping[str, str] = {
 
 INPUTS = ("attention_in", "o_in", "mlp_in", "down_in")
 
+WEIGHTED_INPUTS = ("attention_in", "mlp_in")
+"""Inputs whose tokens are weighted by the gradients of the outputs that they lead to."""
+
+SHRINKAGE = 0.5
+"""Share of the plain second moment in the one that goes with weighted tokens: weights leave few tokens to speak of, and
+the plain one comes from all windows. Without it nothing is gained at 3 bits."""
+
 TURNING_OUTPUTS = frozenset({"q", "k", "v", "o", "down"})
 """Kinds of linear layers that write a space whose basis may be turned: the residual stream, queries, keys, values."""
 
@@ -56,6 +66,16 @@ def hessian_name(layer: int, tap: str) -> str:
         'model.layers.3.o_in.hessian'
     """
     return f"model.layers.{layer}.{tap}.hessian"
+
+
+def weighted_name(layer: int, tap: str) -> str:
+    """Name of the second moment of one kind of input with a weight for each token.
+
+    Example:
+        >>> weighted_name(3, "mlp_in")
+        'model.layers.3.mlp_in.weighted'
+    """
+    return f"model.layers.{layer}.{tap}.weighted"
 
 
 def fisher_name(weight: str) -> str:
@@ -98,6 +118,24 @@ class Statistics:
         if tap is None:
             raise ValueError(f"{weight} reads no activations: ask for a linear layer of a block or for {HEAD}")
         return self.tensors[hessian_name(_layer(weight), tap)]
+
+    def weights_tokens(self, weight: str) -> bool:
+        """Whether the tokens that a matrix reads have weights in :meth:`error_moment` and :meth:`fisher`."""
+        return self.has_fisher and weight != HEAD and INPUT_OF.get(kind_of(weight)) in WEIGHTED_INPUTS
+
+    def error_moment(self, weight: str) -> Float[np.ndarray, "d_in d_in"]:
+        """What goes with :meth:`fisher` to make the cost of an error: :meth:`hessian`, or the one of weighted tokens.
+
+        The latter is shrunk towards the former, at its own trace.
+
+        Raises:
+            ValueError: ``weight`` is not a matrix that reads activations.
+        """
+        if not self.weights_tokens(weight):
+            return self.hessian(weight)
+        weighted, plain = self.tensors[weighted_name(_layer(weight), INPUT_OF[kind_of(weight)])], self.hessian(weight)
+        scale = np.trace(weighted) / np.trace(plain)
+        return (1 - SHRINKAGE) * weighted + np.asarray(SHRINKAGE * scale, plain.dtype) * plain
 
     def fisher(self, weight: str) -> Float[np.ndarray, " d_out"]:
         """Diagonal Fisher of a layer's outputs (one value for each row of its weight, of the head: each token)."""
@@ -164,6 +202,7 @@ def statistic_shapes(config: ModelConfig, *, fisher: bool = True) -> dict[str, t
     for layer in range(config.num_layers):
         shapes |= {hessian_name(layer, tap): (d, d) for tap, d in inputs.items()}
         if fisher:
+            shapes |= {weighted_name(layer, tap): (d, d) for tap, d in inputs.items() if tap in WEIGHTED_INPUTS}
             shapes |= {fisher_name(linear_name(layer, kind)): (d, d) for kind, d in outputs.items()}
     shapes[HEAD_HESSIAN] = (width, width)
     if fisher:
@@ -175,9 +214,10 @@ def rotate_statistics(statistics: Statistics, coordinates: Coordinates) -> Stati
     r"""The statistics of the same network in other coordinates, as calibrating it there would give them.
 
     Where the inputs of a layer go through :math:`T`, their second moment becomes :math:`T H T^\top`; where its outputs
-    do, their gradients go through the dual :math:`T^{-\top}` and so does their Fisher matrix, on both sides. Lazy:
-    nothing is read here. The hidden units' transform is not fused into a network
-    (:class:`~occ_llm.coordinates.Coordinates`), it belongs to the coded ``down_proj``, whose inputs are moved here too.
+    do, their gradients go through the dual :math:`T^{-\top}` and so does their Fisher matrix, on both sides. Tokens
+    keep their weights, which are nearly the same in a basis in which values are turned. Lazy: nothing is read here. The
+    hidden units' transform is not fused into a network (:class:`~occ_llm.coordinates.Coordinates`), it belongs to the
+    coded ``down_proj``, whose inputs are moved here too.
 
     Args:
         statistics: in original coordinates.
@@ -202,7 +242,7 @@ def space_of(config: ModelConfig, name: str, coordinates: Coordinates) -> Transf
     """Transform of the vectors whose second moment a statistic is: inputs of layers, or gradients of their outputs."""
     stem, _, quantity = name.rpartition(".")
     layer = layer_of(name)
-    if quantity == "hessian":
+    if quantity in ("hessian", "weighted"):
         return _input_space(config, layer, stem.rpartition(".")[2], coordinates)
     if quantity != "fisher" or (kind := kind_of(stem + ".weight")) == "head":
         return Identity()

@@ -19,7 +19,7 @@ from .fingerprint import Fingerprint
 from .statistics import TOKEN_COUNTS, Statistics, statistic_shapes
 
 FORMAT = "occ_jax calibration"
-VERSION = 1
+VERSION = 2
 
 _SAFETENSORS: Mapping[str, str] = {"float32": "F32", "float64": "F64", "int64": "I64"}
 
@@ -127,7 +127,8 @@ def load_statistics(path: Path) -> Statistics:
         raise OccError(f"{path}: holds no calibration statistics; make them with occ calibrate.")
     if metadata.get("version") != str(VERSION):
         raise OccError(
-            f"{path}: has format version {metadata.get('version')}, this program reads {VERSION}; update it."
+            f"{path}: has format version {metadata.get('version')}, this program reads {VERSION}: "
+            "collect it again with occ calibrate, or update the program."
         )
     config = ModelConfig.from_hf(json.loads(metadata["config"]))
     statistics = Statistics(

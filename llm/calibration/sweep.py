@@ -3,8 +3,8 @@ r"""One way forward and one way back through the network, layer by layer.
 Forward, the windows go through one block after the other; the second moments of its inputs are finished and leave
 memory. The input of every block is put aside (:class:`~occ_llm.calibration.spool.Spool`) for the windows that also go
 back: at the end labels are drawn from the model's predictions, and on the way back every block is computed once more
-from its input. At any time one block's weights, one block's statistics and a few arrays of the size of the text's
-residual stream are held.
+from its input. At any time one block's weights, one block's statistics, a few arrays of the size of the text's residual
+stream and, on the way back, the gradients of one block's outputs are held.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,8 +25,19 @@ from .blocks import Residual, Sums
 from .head import label_bits
 from .moments import CompensatedSum
 from .spool import Spool
-from .statistics import HEAD_HESSIAN, INPUTS, TOKEN_COUNTS, fisher_name, hessian_name, statistic_shapes
+from .statistics import (
+    HEAD_HESSIAN,
+    INPUT_OF,
+    INPUTS,
+    TOKEN_COUNTS,
+    WEIGHTED_INPUTS,
+    fisher_name,
+    hessian_name,
+    statistic_shapes,
+    weighted_name,
+)
 from .text import spread
+from .weighting import Tokens, weighted_moments
 
 Progress = Callable[[Iterable], Iterable]
 """Wraps an iterable (with a length) and shows how far it has come."""
@@ -143,13 +154,22 @@ class Sweep:
 
     def _back(self, layer: int, spool: Spool) -> None:
         """From the gradient at the output of a block to the one at its input, finishing the block's Fisher."""
-        names = {kind: fisher_name(linear_name(layer, kind)) for kind in LINEAR_KINDS}
+        plain = [kind for kind in LINEAR_KINDS if INPUT_OF[kind] not in WEIGHTED_INPUTS]
+        names = {kind: fisher_name(linear_name(layer, kind)) for kind in plain}
         sums = self._sums(names)
         params, window = self._block(layer)
+        seen: dict[str, list[Tokens]] = {tap: [] for tap in WEIGHTED_INPUTS}
         for i in reversed(range(self._num_back)):
-            x = jnp.asarray(spool.pop())
-            sums, self._stream[i] = blocks.differentiate(self._config, window, params, sums, x, self._stream[i])
+            x, gradient = jnp.asarray(spool.pop()), self._stream[i]
+            sums, self._stream[i], tokens = blocks.differentiate(self._config, window, params, sums, x, gradient)
+            for tap, found in tokens.items():
+                seen[tap].append(found)
         self._write(sums, names, self._back_size)
+        for tap, batches in seen.items():
+            moment, fisher = weighted_moments(batches)
+            batches.clear()
+            named = {kind: fisher_name(linear_name(layer, kind)) for kind in fisher} | {tap: weighted_name(layer, tap)}
+            self._write({**fisher, tap: moment}, named, self._back_size)
 
     def _block(self, layer: int) -> tuple[dict[str, Any], blocks.Window]:
         windows = layer_windows(self._config, self._windows.shape[1])

@@ -33,7 +33,7 @@ from .terminal import Terminal
 CALIBRATION_SHARE = 0.6
 """Share of the lines of a text that calibration reads, from the front; evaluation has the rest."""
 
-_DISTANCES = 2  # part of their keys: raise it when a distance gets another field or another meaning
+_DISTANCES = 3  # part of their keys: raise it when a distance gets another field or another meaning
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

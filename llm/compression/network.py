@@ -109,10 +109,17 @@ class Network:
     def sensitivity(self, name: str) -> Sensitivity:
         """What an error in the coefficients costs."""
         sensitivity = sensitivity_of(name, self.statistics)
+        return dataclasses.replace(sensitivity, hessian=self._stored(name, sensitivity.hessian))
+
+    def input_moment(self, name: str) -> Float[np.ndarray, "d_in d_in"]:
+        """Second moment of what a linear layer reads, every token alike."""
+        return self._stored(name, self.statistics.hessian(name))
+
+    def _stored(self, name: str, moment: Float[np.ndarray, "d_in d_in"]) -> Float[np.ndarray, "d_in d_in"]:
+        """A moment of a matrix's inputs where they go through a basis that is stored with it."""
         if self.input_bases is None or not is_linear(name):
-            return sensitivity
-        moved = sandwich(self.stored_transform(name), sensitivity.hessian)
-        return dataclasses.replace(sensitivity, hessian=moved)
+            return moment
+        return sandwich(self.stored_transform(name), moment)
 
     def same_shape(self) -> dict[str, list[str]]:
         """Matrices by kind: all of one kind have one shape."""

@@ -4,7 +4,8 @@ A matrix that is quantized with the second moment :math:`\hat H` of the inputs t
 feedback on the directions that are really there. Only the feedback is renewed, by the factor of :math:`\hat H`: steps
 and scale classes of rows and columns stay those of the survey. They are in the file and decide its size, so the search
 for the step is the same as without; how far :math:`\hat H` has moved from them becomes a weight of each column's errors
-in the search of the path (:func:`~occ_jax.quantization.feedback.quantize_with_feedback`).
+in the search of the path (:func:`~occ_jax.quantization.feedback.quantize_with_feedback`). Where tokens are weighted,
+the change of the plain second moment is carried over to the weighted one.
 
 References:
     Frantar et al., GPTQ, arXiv 2210.17323, section 4 (each block sees the quantized ones before it).
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.linalg import cholesky, solve_triangular
 
 from occ_jax.codec import CodedTensor, decode_tensor, decode_tensors
 
@@ -80,5 +82,35 @@ def _factors(
     """Factors of second moments of the network's activations, in the coordinates in which matrices are quantized."""
     factors = Factors(directory, damping=damping, feedback=True)
     for name, hessian in hessians().items():
-        factors.of(name, sandwich(network.stored_transform(name), hessian))
+        statistics, moment = network.statistics, hessian
+        if statistics.weights_tokens(name):
+            moment = carried(statistics.error_moment(name), statistics.hessian(name), hessian, damping=damping)
+        factors.of(name, sandwich(network.stored_transform(name), moment))
     return factors
+
+
+def carried(
+    weighted: Float[np.ndarray, "n n"],
+    before: Float[np.ndarray, "n n"],
+    after: Float[np.ndarray, "n n"],
+    *,
+    damping: float,
+) -> Float[np.ndarray, "n n"]:
+    r"""A moment with weighted tokens, after the linear map of the inputs that takes one plain moment to another.
+
+    With :math:`B = L L^\top` before and :math:`A = M M^\top` after, both damped, inputs go through :math:`M L^{-1}`.
+
+    Example:
+        >>> carried(np.diag([3.0, 8.0]), np.eye(2), np.diag([4.0, 1.0]), damping=0.0)
+        array([[12.,  0.],
+               [ 0.,  8.]])
+    """
+    lower_before, lower_after = (_lower(moment, damping) for moment in (before, after))
+    move = solve_triangular(lower_before, lower_after.T, lower=True, trans=1).T
+    return move @ weighted.astype(np.float64) @ move.T
+
+
+def _lower(moment: Float[np.ndarray, "n n"], damping: float) -> Float[np.ndarray, "n n"]:
+    damped = moment.astype(np.float64)
+    damped[np.diag_indices(len(damped))] += damping * np.diagonal(damped).mean()
+    return cholesky(damped, lower=True)

@@ -94,11 +94,10 @@ def make_problem(
 
     def read(kind: str) -> Matrix:
         names = [linear_name(layer, kind) for layer in range(config.num_layers)]
-        moments = [hessian_name(layer, INPUT_OF[kind]) for layer in range(config.num_layers)]
         return Matrix(
             _stack([weights[name] for name in names]),
             _stack([outputs(kind, name) for name in names]),
-            _stack([damped(statistics.tensors[name]) for name in moments]) if hessians else None,
+            _stack([damped(statistics.error_moment(name)) for name in names]) if hessians else None,
             feeds_rows,
         )
 

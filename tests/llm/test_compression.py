@@ -12,7 +12,7 @@ from occ_llm.checkpoints.compressed import BASIS, CONTAINER
 from occ_llm.compression import CalibrationTokens, Settings, compress, measure_sizes
 from occ_llm.compression.allocation import probe_rows
 from occ_llm.compression.plan import MatrixPlan, expected_bits, plan_matrix, solve_step
-from occ_llm.compression.sensitivity import OUTER_WEIGHT, sensitivity_of
+from occ_llm.compression.sensitivity import sensitivity_of
 from occ_llm.errors import OccError
 from occ_llm.evaluation import Reference, Windows, evaluate
 from occ_llm.model import LanguageModel
@@ -244,15 +244,23 @@ def test_a_divergence_is_met_on_held_back_text_and_finishing_helps(toy, toy_stat
     assert result.step < 0.05
 
 
-def test_embedding_sensitivity_keeps_every_trace(toy, toy_statistics):
+def test_embedding_sensitivity_is_the_product_nearest_to_reading_and_writing(toy, toy_statistics):
+    """A row costs what it is read for and, tied, what it is written for; seen or not, no token is free to be wrong."""
     form = sensitivity_of(EMBEDDING, toy_statistics)
-    frequency = (toy_statistics.token_counts + 0.5) / (toy_statistics.token_counts + 0.5).sum()
-    entry, head = toy_statistics.fisher_matrix(EMBEDDING), toy_statistics.hessian(HEAD)
     output = np.maximum(toy_statistics.fisher(HEAD), 1e-3 * toy_statistics.fisher(HEAD).mean())
-    traces = frequency * np.trace(entry) + output * np.trace(head)
-    np.testing.assert_allclose(form.rows * np.trace(form.hessian), OUTER_WEIGHT * traces, rtol=1e-4)
-    total = OUTER_WEIGHT * (entry + output.sum() * head)
-    np.testing.assert_allclose(form.rows.sum() * form.hessian, total, rtol=1e-3, atol=1e-4 * np.abs(total).max())
+    counts = toy_statistics.token_counts
+    frequency = (counts + 0.5) / (counts + 0.5).sum()
+    assert (counts == 0).any()
+    assert (form.rows > 0).all()
+    moments = [
+        m + 0.01 * np.trace(m) / len(m) * np.eye(len(m))
+        for m in map(np.float64, (toy_statistics.fisher_matrix(EMBEDDING), toy_statistics.hessian(HEAD)))
+    ]
+    reading, writing = (np.trace(np.linalg.solve(form.hessian.astype(np.float64), m)) / len(m) for m in moments)
+    expected = frequency * reading + output * writing
+    np.testing.assert_allclose(form.rows, expected, rtol=1e-3)
+    total = np.mean(frequency / form.rows) * moments[0] + np.mean(output / form.rows) * moments[1]
+    np.testing.assert_allclose(total, form.hessian, rtol=1e-3, atol=1e-4 * np.abs(total).max())
 
 
 def test_plans_follow_the_sensitivity():

@@ -74,7 +74,7 @@ def test_outliers_are_exact_or_clipped_and_the_rest_is_rounded():
 
 def test_the_prediction_is_the_quadratic_form(subject, toy_statistics):
     error = np.random.default_rng(4).standard_normal((80, 48)).astype(np.float32)
-    hessian, rows = (np.asarray(a, np.float64) for a in (toy_statistics.hessian(UP), toy_statistics.fisher(UP)))
+    hessian, rows = (np.asarray(a, np.float64) for a in (toy_statistics.error_moment(UP), toy_statistics.fisher(UP)))
     expected = 0.5 * np.einsum("i,ij,jk,ik", rows, error, hessian, error)
     assert predicted_divergence(subject, UP, jnp.asarray(error)) == pytest.approx(expected, rel=1e-3)
 

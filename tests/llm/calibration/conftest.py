@@ -14,6 +14,7 @@ from occ_llm.config import ModelConfig
 from occ_llm.roles import EMBEDDING, FINAL_NORM, HEAD, linear_name
 
 INPUT_OF = {"q": "attention_in", "o": "o_in", "gate": "mlp_in", "down": "down_in"}
+WEIGHTED = {"attention_in": ("q", "k", "v"), "mlp_in": ("gate", "up")}
 
 
 @pytest.fixture
@@ -108,20 +109,39 @@ def _attention(config, window, q, k, v):
 def naive_statistics(config: ModelConfig, weights, windows, key) -> dict[str, np.ndarray]:
     """Every statistic of a network with folded norms, by automatic differentiation of the whole network."""
     observe = jax.jit(lambda weights, tokens, bits: _observe(config, weights, tokens, bits))
-    totals: dict[str, np.ndarray | float] = {}
+    rows: dict[str, list[np.ndarray]] = {}
     for number, tokens in enumerate(windows):
         taps, gradients, p = observe(weights, tokens, label_bits(key, number, count=1, length=len(tokens))[0])
-        for name, x in taps.items():
-            x = np.asarray(x, np.float64)
-            totals[name] = totals.get(name, 0.0) + x.T @ x
-        for name, g in gradients.items():
-            g = np.asarray(g, np.float64)
-            name = name.replace("weight", "fisher")
-            totals[name] = totals.get(name, 0.0) + g.T @ g
         p = np.asarray(p, np.float64)
-        totals["lm_head.fisher"] = totals.get("lm_head.fisher", 0.0) + (p * (1 - p)).sum(0)
-    means = {name: total / windows.size for name, total in totals.items()}
+        for name, found in (*taps.items(), *gradients.items(), ("lm_head.fisher", np.sqrt(p * (1 - p)))):
+            rows.setdefault(name.replace("weight", "fisher"), []).append(np.asarray(found, np.float64))
+    tokens = {name: np.concatenate(found) for name, found in rows.items()}
+    means = {name: x.T @ x / windows.size for name, x in tokens.items()}
+    means["lm_head.fisher"] = np.diagonal(means["lm_head.fisher"])
+    for layer in range(config.num_layers):
+        for tap, kinds in WEIGHTED.items():
+            names = [linear_name(layer, kind).replace("weight", "fisher") for kind in kinds]
+            moment, fisher = naive_weighted(
+                tokens[f"model.layers.{layer}.{tap}.hessian"], [tokens[name] for name in names]
+            )
+            means |= {f"model.layers.{layer}.{tap}.weighted": moment, **dict(zip(names, fisher, strict=True))}
     return means | {"model.embed_tokens.counts": np.bincount(windows.ravel(), minlength=config.vocab_size)}
+
+
+def naive_weighted(x: np.ndarray, gradients: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Second moment of inputs and Fisher matrices of outputs, each token weighted by what the other says of it."""
+
+    def moment(fisher):
+        diagonals = [np.diagonal(f) for f in fisher]
+        powers = [np.maximum(d, 1e-3 * d.mean()) for d in diagonals]
+        weights = np.minimum(np.mean(np.concatenate([d**2 / p for d, p in zip(gradients, powers)], 1), 1), 20)
+        return (x.T * weights) @ x / len(x)
+
+    first = moment([d.T @ d / len(d) for d in gradients])
+    damped = first + 0.01 * np.trace(first) / len(first) * np.eye(len(first))
+    leverages = np.einsum("ti,ti->t", x, np.linalg.solve(damped, x.T).T) / len(first)
+    fisher = [(d.T * leverages) @ d / len(d) for d in gradients]
+    return moment(fisher), fisher
 
 
 def _observe(config: ModelConfig, weights, tokens, bits):

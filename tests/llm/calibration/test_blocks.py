@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from occ_llm.calibration import blocks, calibrate, statistic_shapes
-from occ_llm.calibration.statistics import INPUTS
+from occ_llm.calibration.statistics import INPUT_OF, INPUTS, WEIGHTED_INPUTS
 from occ_llm.config import ModelConfig
 from occ_llm.folding import fold_norms
 from occ_llm.model import block, block_params, position_table
@@ -36,8 +36,9 @@ def stream(config):
 
 
 def outputs(config):
-    """Shapes of what is collected on the way back."""
-    return {name: shape for name, shape in block_shapes(config).items() if name not in INPUTS}
+    """Shapes of what is summed on the way back, block by block."""
+    plain = [kind for kind, tap in INPUT_OF.items() if tap not in WEIGHTED_INPUTS]
+    return {name: shape for name, shape in block_shapes(config).items() if name in plain}
 
 
 def test_forward_and_observed_outputs_are_the_block(config, params, stream):
@@ -58,16 +59,19 @@ def test_the_gradient_that_goes_on_is_that_of_the_block(config, params, stream):
 
     expected = jax.grad(f)(x)
     sums = blocks.empty_sums(outputs(config), jnp.float32)
-    _, found = blocks.differentiate(config, None, params, sums, x, jnp.array(g))
+    _, found, tokens = blocks.differentiate(config, None, params, sums, x, jnp.array(g))
     np.testing.assert_allclose(found, expected, atol=2e-5)
+    for tap, seen in tokens.items():
+        np.testing.assert_allclose(jnp.mean(seen.inputs**2, -1), 1, rtol=1e-4, err_msg="of the stream, normalised")
+        assert set(seen.gradients) == {kind for kind, read in INPUT_OF.items() if read == tap}
 
 
 def test_sums_add_up(config, params, stream):
     x, g = stream
     once = blocks.empty_sums(outputs(config), jnp.float32)
-    once, _ = blocks.differentiate(config, None, params, once, x, jnp.array(g))
+    once, _, _ = blocks.differentiate(config, None, params, once, x, jnp.array(g))
     first = {name: s.mean(1) for name, s in once.items()}
-    twice, _ = blocks.differentiate(config, None, params, once, x, jnp.array(g))
+    twice, _, _ = blocks.differentiate(config, None, params, once, x, jnp.array(g))
     for name, value in first.items():
         np.testing.assert_allclose(twice[name].mean(2), value, rtol=1e-5, atol=1e-6 * np.abs(value).max())
 
@@ -75,9 +79,10 @@ def test_sums_add_up(config, params, stream):
 def test_zero_gradient_gives_zero_fisher(config, params, stream):
     x, g = stream
     sums = blocks.empty_sums(outputs(config), jnp.float32)
-    sums, found = blocks.differentiate(config, None, params, sums, x, jnp.zeros_like(g))
+    sums, found, tokens = blocks.differentiate(config, None, params, sums, x, jnp.zeros_like(g))
     assert not np.any(found)
     assert not any(np.any(total.mean(1)) for total in sums.values())
+    assert not any(np.any(gradient) for seen in tokens.values() for gradient in seen.gradients.values())
 
 
 def test_no_weight_gradient_is_formed(config):

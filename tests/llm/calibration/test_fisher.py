@@ -43,7 +43,7 @@ def many_draws(config, naive, one_window):
 
 
 @pytest.mark.parametrize(
-    "name", [EMBEDDING, linear_name(0, "q"), linear_name(0, "v"), linear_name(0, "down"), linear_name(1, "up")]
+    "name", [EMBEDDING, linear_name(0, "o"), linear_name(0, "down"), linear_name(1, "o"), linear_name(1, "down")]
 )
 def test_the_mean_over_labels_is_the_closed_form(config, naive, one_window, many_draws, name):
     weights, statistics = many_draws

@@ -103,7 +103,7 @@ def test_files_that_cannot_be_used(calibrated, path, tmp_path):
     save_file({"a": np.zeros(3)}, path)
     with pytest.raises(OccError, match="holds no calibration statistics"):
         load_statistics(path)
-    path.write_bytes(content.replace(b'"version":"1"', b'"version":"9"'))
+    path.write_bytes(content.replace(b'"version":"2"', b'"version":"9"'))
     with pytest.raises(OccError, match="format version 9"):
         load_statistics(path)
     path.write_bytes(content.replace(b"model.layers.1.o_in.hessian", b"model.layers.7.o_in.hessian"))
