@@ -43,12 +43,16 @@ def operations(config: ModelConfig, windows: int, length: int, fisher_windows: i
     linear = sum(np.prod(shape) for name, shape in tensor_shapes(config).items() if is_linear(name))
     head = config.vocab_size * config.hidden_size
     attention = config.num_layers * config.num_heads * config.head_dim * length  # 2 products over half the positions
-    squares = sum(d[0] * d[1] for name, d in statistic_shapes(config).items() if len(d) == 2)
+    squares = {"hessian": 0, "fisher": 0, "weighted": 0}
+    for name, shape in statistic_shapes(config).items():
+        if len(shape) == 2:
+            squares[name.rpartition(".")[2]] += shape[0] * shape[1]
     return {
         "forward": 2.0 * tokens * (linear + attention),
         "recompute": 2.0 * back * (linear + attention + head),
         "backward": 2.0 * back * (linear + 2 * attention + head),
-        "second_moments": 1.0 * tokens * squares,  # a symmetric product needs half the operations
+        # A symmetric product needs half the operations; weighted moments are formed twice, with one solution between.
+        "second_moments": 1.0 * tokens * squares["hessian"] + back * (squares["fisher"] + 4.0 * squares["weighted"]),
     }
 
 

@@ -35,7 +35,8 @@ def calibrate(
     r"""Collect the :class:`Statistics` of a network on some text, in original coordinates with the norms folded.
 
     The number of floating-point operations is about three forward passes and the products :math:`X^\top X`; no
-    gradient of a weight is formed. Batches change the result by rounding only.
+    gradient of a weight is formed. On the way back the tokens that read the residual stream in one block are held, with
+    the gradients of what they lead to. Batches change the result by rounding only.
 
     Args:
         config: architecture.
