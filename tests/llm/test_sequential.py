@@ -10,6 +10,7 @@ from occ_llm.calibration import QuantizedPrefix, calibrate
 from occ_llm.checkpoints.compressed import CONTAINER
 from occ_llm.compression import Settings, compress
 from occ_llm.compression.network import prepare_network
+from occ_llm.compression.sequential import carried
 from occ_llm.errors import OccError
 from occ_llm.roles import EMBEDDING, HEAD, LINEAR_KINDS, linear_name
 
@@ -84,6 +85,16 @@ def test_bits_are_met_twice_with_the_same_bytes_also_after_an_interrupt(toy, toy
     assert "block after block" in (tmp_path / "a" / "README.md").read_text()
     with open_container(tmp_path / "a" / CONTAINER) as container:
         assert container.model["sequential"] is True
+
+
+def test_a_moment_is_carried_as_its_inputs_are():
+    """What is weighted like the plain moment becomes the new plain moment; where inputs stay, nothing changes."""
+    rng = np.random.default_rng(0)
+    before, after, weighted = (a @ a.T for a in rng.standard_normal((3, 6, 9)))
+    np.testing.assert_allclose(carried(before, before, after, damping=0.0), after, rtol=1e-9)
+    np.testing.assert_allclose(carried(weighted, before, before, damping=0.01), weighted, rtol=1e-9)
+    scaled = carried(weighted, before, 4 * before, damping=0.01)
+    np.testing.assert_allclose(scaled, 4 * weighted, rtol=1e-9)
 
 
 def test_without_text_or_feedback_there_is_no_sequence(toy, toy_statistics, tmp_path):
