@@ -128,7 +128,7 @@ def test_the_basis_of_the_inputs_is_the_decoders(toy, toy_statistics):
     # Rounding to a step of 1e-4 leaves 3e-5; another basis than the decoder's would leave hundredths.
     error = decode_tensor(coded) - network.weights[UP]
     assert np.sqrt(np.mean(error**2)) < 1e-4
-    before, after = toy_statistics.hessian(UP), network.sensitivity(UP).hessian
+    before, after = toy_statistics.hessian(UP), network.input_moment(UP)
 
     def off_diagonal(h):
         return np.linalg.norm(h - np.diag(np.diagonal(h))) / np.linalg.norm(h)
