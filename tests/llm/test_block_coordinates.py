@@ -130,7 +130,10 @@ def test_normalised_keys_cannot_move(toy_config, toy_weights):
 
 @pytest.mark.parametrize("family", ["tied", "biases everywhere"])
 def test_statistics_follow(family, toy_config, toy_weights, toy_tokens):
-    """Calibrating the moved network gives what moving the statistics gives."""
+    """Calibrating the moved network gives what moving the statistics gives.
+
+    The weight of a token is a mean over single outputs, so where these turn it is another one, though not by much.
+    """
     config = toy_config(**FAMILIES[family])
     weights, coordinates, key = toy_weights(config), everything(config), jax.random.key(3)
     # The residual stream stays: with a tied head it asks for a head of its own.
@@ -141,7 +144,9 @@ def test_statistics_follow(family, toy_config, toy_weights, toy_tokens):
     found = rotate_statistics(calibrate(config, weights, windows, key=key), coordinates)
     assert set(found.tensors) == set(expected.tensors)
     for name, value in expected.tensors.items():
-        np.testing.assert_allclose(found.tensors[name], value, atol=2e-4 * np.abs(value).max(), err_msg=name)
+        turned = "attention_in.weighted" in name or any(f"{kind}_proj.fisher" in name for kind in "qkv")
+        most = (0.05 if turned else 2e-4) * np.abs(value).max()
+        np.testing.assert_allclose(found.tensors[name], value, rtol=0, atol=most, err_msg=name)
 
 
 def test_stored_transforms_of_one_layer_follow_the_shared_one(toy, toy_statistics):
