@@ -145,7 +145,7 @@ def test_statistics_follow(family, toy_config, toy_weights, toy_tokens):
     assert set(found.tensors) == set(expected.tensors)
     for name, value in expected.tensors.items():
         turned = "attention_in.weighted" in name or any(f"{kind}_proj.fisher" in name for kind in "qkv")
-        most = (0.05 if turned else 2e-4) * np.abs(value).max()
+        most = (0.1 if turned else 2e-4) * np.abs(value).max()
         np.testing.assert_allclose(found.tensors[name], value, rtol=0, atol=most, err_msg=name)
 
 
