@@ -16,8 +16,10 @@ from occ_jax.quantization.product_form import product_of_sums
 from ..calibration import Statistics
 from ..roles import EMBEDDING, HEAD
 
-SMOOTHING = 0.5
-"""Count that every token has before the text is seen: no token is free to be wrong."""
+EVEN_SHARE = 3 / 7
+"""Share of all reading that every token has alike, whatever the text says: no token is free to be wrong. More than a best
+guess of frequencies has, for a row that is as good as gone costs more than its second order. A share and no count, as
+otherwise a short text would make all tokens alike."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,8 +54,8 @@ def _of_outputs(name: str, statistics: Statistics) -> Sensitivity:
 
 
 def _of_embedding(statistics: Statistics) -> Sensitivity:
-    frequency = statistics.token_counts + SMOOTHING
-    frequency = frequency / frequency.sum()
+    counted = statistics.token_counts / statistics.token_counts.sum()
+    frequency = (1 - EVEN_SHARE) * counted + EVEN_SHARE / counted.size
     entry = statistics.fisher_matrix(EMBEDDING)
     if not statistics.config.tie_word_embeddings:
         return Sensitivity(hessian=entry, rows=frequency)
