@@ -17,9 +17,9 @@ from ..calibration import Statistics
 from ..roles import EMBEDDING, HEAD
 
 EVEN_SHARE = 3 / 7
-"""Share of all reading that every token has alike, whatever the text says: no token is free to be wrong. More than a best
-guess of frequencies has, for a row that is as good as gone costs more than its second order. A share and no count, as
-otherwise a short text would make all tokens alike."""
+"""Share of all reading that every token has alike, whatever the text says: no token is free to be wrong. More than a
+best guess of frequencies has, for a row that is as good as gone costs more than its second order. A share and no count,
+as otherwise a short text would make all tokens alike."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
