@@ -135,10 +135,7 @@ def staging_directory(
     chosen = dataclasses.asdict(settings)
     if (learned := chosen.pop("transforms")) is not None:
         chosen["transforms"] = sha256_of(learned) if learned.is_file() else str(learned)
-    identity = json.dumps(
-        [fingerprint.digest, chosen, seen, near and _fields(near), 7, __import__("os").environ.get("OW")],
-        sort_keys=True,
-    )
+    identity = json.dumps([fingerprint.digest, chosen, seen, near and _fields(near), 8], sort_keys=True)
     return cache_directory() / "unfinished" / hashlib.sha256(identity.encode()).hexdigest()[:32]
 
 
