@@ -66,14 +66,15 @@ def differentiate(
     zeros = {name: jnp.zeros((*x.shape[:-1], d), x.dtype) for name, d in output_sizes(config).items()}
     _, pullback, taps = jax.vjp(lambda x, probes: _run(config, window, params, x, probes), x, zeros, has_aux=True)
     dx, dy = pullback(gradient)
-    terms, seen = {}, {_INPUT_OF[name]: {} for name in taps if _INPUT_OF[name] in WEIGHTED_INPUTS}
+    terms: dict[str, Array] = {}
+    kept: dict[str, dict[str, Array]] = {}
     for projection, (linear, rows) in projection_rows(config).items():
-        kind = projection.rpartition(".")[2].removesuffix("_proj")
-        if _INPUT_OF[linear] in seen:
-            seen[_INPUT_OF[linear]][kind] = dy[linear][..., rows]
+        kind, gradients = projection.rpartition(".")[2].removesuffix("_proj"), dy[linear][..., rows]
+        if _INPUT_OF[linear] in WEIGHTED_INPUTS:
+            kept.setdefault(linear, {})[kind] = gradients
         else:
-            terms[kind] = gram(dy[linear][..., rows])
-    tokens = {_INPUT_OF[name]: Tokens(taps[name], seen[_INPUT_OF[name]]) for name in taps if _INPUT_OF[name] in seen}
+            terms[kind] = gram(gradients)
+    tokens = {_INPUT_OF[linear]: Tokens(taps[linear], gradients) for linear, gradients in kept.items()}
     return {name: sums[name].add(term) for name, term in terms.items()}, dx, tokens
 
 

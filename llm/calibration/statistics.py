@@ -121,7 +121,7 @@ class Statistics:
 
     def weights_tokens(self, weight: str) -> bool:
         """Whether the tokens that a matrix reads have weights in :meth:`error_moment` and :meth:`fisher`."""
-        return self.has_fisher and weight != HEAD and INPUT_OF.get(kind_of(weight)) in WEIGHTED_INPUTS
+        return self.has_fisher and INPUT_OF.get(kind_of(weight)) in WEIGHTED_INPUTS
 
     def error_moment(self, weight: str) -> Float[np.ndarray, "d_in d_in"]:
         """What goes with :meth:`fisher` to make the cost of an error: :meth:`hessian`, or the one of weighted tokens.

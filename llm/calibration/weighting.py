@@ -32,7 +32,7 @@ from jaxtyping import Array, Float
 from occ_jax.quantization.hessian import prepare_hessian
 from occ_jax.quantization.product_form import token_leverages, token_weights
 
-from .moments import CompensatedSum, gram, zero_sum
+from .moments import CompensatedSum, gram, positive, zero_sum
 
 LARGEST_WEIGHT = 20.0
 """What a token counts at most, in units of the mean: one token must not outweigh a window."""
@@ -98,7 +98,9 @@ def _add_power(sums: Mapping[str, CompensatedSum], gradients: Mapping[str, Array
 @functools.partial(jax.jit, donate_argnums=0)
 def _add_moment(total: CompensatedSum, tokens: Tokens, rows: Mapping[str, Array]) -> CompensatedSum:
     gradients = jnp.concatenate([_flat(d) for d in tokens.gradients.values()], axis=1)
-    power = jnp.concatenate([_positive(rows[kind]) for kind in tokens.gradients])
+    # Rows that hardly matter do not decide which tokens do, and of none that matter no token does.
+    power = jnp.concatenate([positive(rows[kind]) for kind in tokens.gradients])
+    power = jnp.maximum(power, jnp.finfo(power.dtype).tiny)
     weights = jnp.maximum(token_weights(gradients, power, LARGEST_WEIGHT), LEAST_WEIGHT)
     return total.add(gram(_flat(tokens.inputs) * jnp.sqrt(weights)[:, None]))
 
@@ -107,11 +109,6 @@ def _add_moment(total: CompensatedSum, tokens: Tokens, rows: Mapping[str, Array]
 def _add_fisher(sums: Mapping[str, CompensatedSum], tokens: Tokens, upper: Array) -> dict[str, CompensatedSum]:
     root = jnp.sqrt(token_leverages(_flat(tokens.inputs), upper))[:, None]
     return {kind: sums[kind].add(gram(_flat(d) * root)) for kind, d in tokens.gradients.items()}
-
-
-def _positive(rows: Float[Array, " rows"]) -> Float[Array, " rows"]:
-    """Rows that hardly matter do not decide which tokens do."""
-    return jnp.maximum(jnp.maximum(rows, 1e-3 * jnp.mean(rows)), jnp.finfo(rows.dtype).tiny)
 
 
 def _flat(x: Float[Array, "windows length n"]) -> Float[Array, "tokens n"]:

@@ -18,9 +18,10 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.linalg import cholesky, solve_triangular
+from scipy.linalg import solve_triangular
 
 from occ_jax.codec import CodedTensor, decode_tensor, decode_tensors
+from occ_jax.quantization.hessian import prepare_hessian
 
 from ..calibration import QuantizedPrefix
 from ..calibration.statistics import sandwich
@@ -81,10 +82,11 @@ def _factors(
 ) -> Factors:
     """Factors of second moments of the network's activations, in the coordinates in which matrices are quantized."""
     factors = Factors(directory, damping=damping, feedback=True)
-    for name, hessian in hessians().items():
-        statistics, moment = network.statistics, hessian
+    statistics, found = network.statistics, hessians()
+    for name in {Factors.inputs_of(name): name for name in found}.values():
+        moment = found[name]
         if statistics.weights_tokens(name):
-            moment = carried(statistics.error_moment(name), statistics.hessian(name), hessian, damping=damping)
+            moment = carried(statistics.error_moment(name), statistics.hessian(name), moment, damping=damping)
         factors.of(name, sandwich(network.stored_transform(name), moment))
     return factors
 
@@ -105,12 +107,9 @@ def carried(
         array([[12.,  0.],
                [ 0.,  8.]])
     """
-    lower_before, lower_after = (_lower(moment, damping) for moment in (before, after))
-    move = solve_triangular(lower_before, lower_after.T, lower=True, trans=1).T
+    backwards = np.arange(len(before))[::-1]  # so that factors are lower triangular
+    upper_before, upper_after = (
+        prepare_hessian(moment, damping=damping, order=backwards).upper for moment in (before, after)
+    )
+    move = solve_triangular(upper_after, upper_before)[::-1, ::-1]
     return move @ weighted.astype(np.float64) @ move.T
-
-
-def _lower(moment: Float[np.ndarray, "n n"], damping: float) -> Float[np.ndarray, "n n"]:
-    damped = moment.astype(np.float64)
-    damped[np.diag_indices(len(damped))] += damping * np.diagonal(damped).mean()
-    return cholesky(damped, lower=True)

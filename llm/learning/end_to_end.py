@@ -29,6 +29,7 @@ from occ_jax.quantization.base import uniform_noise
 from occ_jax.transforms import Identity, Transform
 
 from ..calibration import moved_diagonal, space_of
+from ..calibration.moments import positive
 from ..calibration.statistics import INPUT_OF, fisher_name
 from ..compression.finishing import KEPT_BYTES, Target, activation_bytes, visits
 from ..config import ModelConfig
@@ -36,7 +37,7 @@ from ..coordinates import BlockCoordinates, Coordinates, moves
 from ..model import LINEARS, LanguageModel, mean_divergence, observe
 from ..roles import linear_name
 from .layerwise import network_points, overall, stacked
-from .losses import Coded, Integers, Objective, moved_weight, positive
+from .losses import Coded, Integers, Objective, moved_weight
 from .placements import Parameters, shared_and_blocks, with_block
 from .problem import Problem
 from .settings import LearnSettings

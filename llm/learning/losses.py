@@ -48,6 +48,7 @@ from occ_jax.metrics import hessian_weighted_error
 from occ_jax.transforms import AlongAxis, Transform, dual, forward_rows
 
 from ..calibration import conjugate, moved_diagonal, space_of
+from ..calibration.moments import positive
 from ..calibration.statistics import INPUT_OF, fisher_name, hessian_name
 from ..config import ModelConfig
 from ..coordinates import Coordinates, moves
@@ -259,11 +260,6 @@ def _row_costs(matrix: Matrix, space: Transform, chosen: Int[Array, " k"] | None
     if not matrix.feeds_rows:
         return positive(moved_diagonal(space, matrix.fisher, chosen))
     return matrix.fisher if chosen is None else matrix.fisher[chosen]
-
-
-def positive(fisher: Float[Array, " n"]) -> Float[Array, " n"]:
-    """As :func:`~occ_llm.compression.sensitivity.sensitivity_of` keeps them."""
-    return jnp.maximum(fisher, 1e-3 * fisher.mean())
 
 
 def sample(number: int, share: float, key: Key[Array, ""], *, least: int) -> Int[Array, " k"] | None:
