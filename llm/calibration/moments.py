@@ -82,7 +82,7 @@ def positive(fisher: Float[Array, " n"]) -> Float[Array, " n"]:
     """Fisher information of rows, of which none is left out altogether: a thousandth of the mean at least.
 
     Example:
-        >>> print(positive(jnp.array([2000.0, 0.0])))
-        [2000.    1.]
+        >>> positive(jnp.array([2000.0, 0.0])).tolist()
+        [2000.0, 1.0]
     """
     return jnp.maximum(fisher, 1e-3 * fisher.mean())
