@@ -5,12 +5,14 @@ r"""The end-to-end objective: what the quantized network predicts, against the o
     \min_\theta\; \mathbb{E}_x\, D_{KL}\big(p(\cdot \mid x) \,\|\, p_{Q(T_\theta W)}(\cdot \mid x)\big)
 
 The linear layers are moved, rounded to integers with shared scales (gradients go straight through) or given the noise
-that entropy-coded quantization with feedback leaves, and run. Embedding and head stay as they are: their rows enter and
-leave the moved stream through the same rotation. Under entropy coding they cost bytes too, and join the objective as
-they do layer by layer, with their rate and distortion under the water level.
+that quantization with feedback leaves, and run. Embedding and head stay as they are: their rows enter and leave the
+moved stream through the same rotation. Under entropy coding they cost bytes too, and join the objective as they do
+layer by layer, with their rate and distortion under the water level.
 
-With feedback the error of a row is :math:`e = \frac{c}{\sqrt{g_i}}\, n U` with white noise :math:`n` of one step and
-:math:`H^{-1} = U^\top U`: it costs the same in every direction of the inputs, in whatever basis.
+With feedback and :math:`H^{-1} = U^\top U` the error of a row is :math:`e = d \operatorname{diag}(U)^{-1} U`, with
+:math:`d` uniform in the steps. Those of integers are the ranges of their groups, in the coordinates in question. Under
+entropy coding they are :math:`c\, U_{jj} / \sqrt{g_i}`, so that :math:`e = \frac{c}{\sqrt{g_i}}\, n U` with white
+noise :math:`n`: it costs the same in every direction of the inputs, in whatever basis, and :math:`U` need not be moved.
 """
 
 import dataclasses
@@ -24,13 +26,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from occ_jax._pytree import pytree_dataclass
-from occ_jax.learned import RateDistortion, Step, upper_root
+from occ_jax.learned import RANGES, RateDistortion, Step, upper_root
 from occ_jax.quantization.base import uniform_noise
-from occ_jax.transforms import Identity, Transform
+from occ_jax.transforms import Identity, Scaling, Transform, along_axis
 
 from ..calibration import moved_diagonal, space_of
 from ..calibration.moments import positive
-from ..calibration.statistics import INPUT_OF, fisher_name
+from ..calibration.statistics import INPUT_OF, fisher_name, hessian_name
 from ..compression.finishing import KEPT_BYTES, Target, activation_bytes, visits
 from ..config import ModelConfig
 from ..coordinates import BlockCoordinates, Coordinates, moves
@@ -66,7 +68,8 @@ class Network:
     Attributes:
         params: of the network, without the matrices of the linear layers.
         problem: its linear layers with their sensitivities, and the outer matrices if they count.
-        factors: for each kind of input :math:`U`, stacked over layers; empty for integers.
+        factors: for each kind of input, stacked over layers, :math:`U` under entropy coding, :math:`U^{-1}` of integers
+            with feedback; empty without.
         head: output matrix.
     """
 
@@ -161,11 +164,12 @@ def make_network(model: LanguageModel, problem: Problem, objective: Objective) -
         objective: how they are quantized.
     """
     factors: dict[str, Array] = {}
-    if isinstance(objective, Coded):
+    if isinstance(objective, Coded) or objective.feedback:
+        factor = _factor if isinstance(objective, Coded) else upper_root
         for kind, matrix in problem.blocks.items():
             if INPUT_OF[kind] not in factors:
                 assert matrix.hessian is not None
-                factors[INPUT_OF[kind]] = jax.lax.map(_factor, matrix.hessian)
+                factors[INPUT_OF[kind]] = jax.lax.map(factor, matrix.hessian)
     bare = Problem({k: dataclasses.replace(m, hessian=None) for k, m in problem.blocks.items()}, problem.outer)
     blocks = {
         name: {"bias": part["bias"]} if "bias" in part else {} if name in LINEARS else part
@@ -207,12 +211,20 @@ def divergence(
         coordinates = with_block(start, residual, layer)
         return _moved_block(config, objective, coordinates, matrices, biases, jax.random.fold_in(key, number))
 
-    matrices = {
-        kind: (m.weight, m.fisher, network.factors.get(INPUT_OF[kind])) for kind, m in network.problem.blocks.items()
-    }
+    factors = network.factors
+    if isinstance(objective, Integers) and objective.feedback:
+
+        def moved_roots(item: tuple[Any, Any]) -> dict[str, Array]:
+            return _moved_roots(config, with_block(start, residual, item[0]), item[1])
+
+        # What later columns do is the best there is: it has no gradient.
+        factors = jax.lax.stop_gradient(jax.lax.map(moved_roots, (blocks, factors)))
+    matrices = {kind: (m.weight, m.fisher, factors.get(INPUT_OF[kind])) for kind, m in network.problem.blocks.items()}
     biases = {linear: network.params["blocks"][linear] for linear in LINEARS}
-    # Moving a matrix is dear and rounding it is cheap: products are kept for the way back, all else is made again.
-    remade = jax.checkpoint(moved_block, policy=jax.checkpoint_policies.dots_saveable)
+    # To move a matrix is dear, and so is a search for ranges: both are kept for the way back. All else is made again.
+    policies = jax.checkpoint_policies
+    kept = policies.save_from_both_policies(policies.dots_saveable, policies.save_only_these_names(RANGES))
+    remade = jax.checkpoint(moved_block, policy=kept)
     moved = jax.lax.map(remade, (blocks, matrices, biases, jnp.arange(config.num_layers)))
     # Only the rows of the embedding that occur enter the stream; they are numbered by position.
     params = {
@@ -281,13 +293,27 @@ def _quantized(
     moved = moved_weight(config, name, coordinates, w)
     hidden = coordinates.hidden_of(0) if kind == "down" else Identity()
     if isinstance(objective, Integers):
-        return hidden.inverse(objective.reconstruct(hidden.forward(moved)))
+        return hidden.inverse(objective.reconstruct(hidden.forward(moved), factor, key))
     assert factor is not None
     rows = positive(moved_diagonal(space_of(config, fisher_name(name), coordinates), fisher))
     noise = uniform_noise(jnp.zeros_like(w), key=key)
     columns, _ = moves(config, name, coordinates)
     shaped = columns.forward(jnp.matmul(noise, factor, precision="highest"))
     return moved + shaped * (objective.step / jnp.sqrt(rows))[:, None]
+
+
+def _moved_roots(
+    config: ModelConfig, coordinates: Coordinates, roots: dict[str, Float[Array, "d d"]]
+) -> dict[str, Float[Array, "d d"]]:
+    r""":math:`U^{-1}` of the inputs of one block in new coordinates."""
+
+    def move(tap: str, root: Array) -> Array:
+        space = space_of(config, hessian_name(0, tap), coordinates)
+        moved = along_axis(space, 0).forward(root)
+        is_triangular = isinstance(space, Identity | Scaling)
+        return moved if is_triangular else upper_root(jnp.matmul(moved, moved.T, precision="highest"))
+
+    return {tap: move(tap, root) for tap, root in roots.items()}
 
 
 def _factor(hessian: Float[Array, "d d"]) -> Float[Array, "d d"]:

@@ -41,6 +41,7 @@ from occ_jax.learned import (
     code_length,
     column_costs,
     fed_back_error,
+    fed_back_reconstruction,
     scale_field_bits,
     water_filled,
 )
@@ -160,9 +161,21 @@ class Integers:
         if self.group_size < 2:
             raise OccError(f"--group-size {self.group_size} shares nothing: choose 2 or more")
 
-    def reconstruct(self, w: Float[Array, "d_out d_in"]) -> Float[Array, "d_out d_in"]:
-        """What rounding to the nearest makes of a matrix; gradients go straight through."""
-        return affine_reconstruction(w, self.bits, group_size=self.group_size, clip=self.clip)
+    def reconstruct(
+        self, w: Float[Array, "d_out d_in"], root: Float[Array, "d_in d_in"] | None, key: Key[Array, ""]
+    ) -> Float[Array, "d_out d_in"]:
+        """A matrix with the errors of its integers: of rounding to the nearest, or a draw of what feedback leaves.
+
+        Args:
+            w: the matrix.
+            root: with feedback, the :func:`~occ_jax.learned.upper_root` of its inputs' second moment.
+            key: source of the draw.
+        """
+        options = {"group_size": self.group_size, "clip": self.clip}
+        if not self.feedback:
+            return affine_reconstruction(w, self.bits, **options)
+        assert root is not None
+        return fed_back_reconstruction(w, root, self.bits, key=key, **options)
 
     def point(
         self, w: Float[Array, "d_out d_in"], rows: Float[Array, " d_out"], inputs: Inputs, key: Key[Array, ""]
@@ -172,7 +185,7 @@ class Integers:
             options = {"group_size": self.group_size, "clip": self.clip}
             error = jnp.dot(rows, fed_back_error(w, inputs.costs, self.bits, **options), precision="highest") / 2
         else:
-            error = inputs.cost(w - self.reconstruct(w), rows)
+            error = inputs.cost(w - self.reconstruct(w, None, key), rows)
         groups = math.ceil(w.shape[1] / self.group_size) / w.shape[1]
         return RateDistortion(jnp.float32(self.bits + groups * (SCALE_BITS + self.bits)), error)
 

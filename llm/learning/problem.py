@@ -68,6 +68,7 @@ def make_problem(
     damping: float,
     kinds: Iterable[str] = LINEAR_KINDS,
     feeds_rows: bool = False,
+    token_weights: bool = True,
 ) -> Problem:
     """Read the matrices and statistics of a network.
 
@@ -79,8 +80,17 @@ def make_problem(
         damping: share of the mean diagonal that is added to every second moment.
         kinds: of linear layers.
         feeds_rows: whether their rows will make up for each other.
+        token_weights: whether feedback will follow the second moment of weighted tokens. Without, it follows the plain
+            one, at the same trace.
     """
     config = statistics.config
+
+    def moment(name: str) -> np.ndarray:
+        followed = statistics.error_moment(name)
+        if token_weights or not statistics.weights_tokens(name):
+            return followed
+        plain = statistics.hessian(name)
+        return plain * np.asarray(np.trace(followed) / np.trace(plain), plain.dtype)
 
     def damped(matrix: np.ndarray) -> np.ndarray:
         return matrix + np.float32(damping * np.trace(matrix) / len(matrix)) * np.eye(len(matrix), dtype=np.float32)
@@ -97,7 +107,7 @@ def make_problem(
         return Matrix(
             _stack([weights[name] for name in names]),
             _stack([outputs(kind, name) for name in names]),
-            _stack([damped(statistics.error_moment(name)) for name in names]) if hessians else None,
+            _stack([damped(moment(name)) for name in names]) if hessians else None,
             feeds_rows,
         )
 

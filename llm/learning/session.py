@@ -159,7 +159,7 @@ class Session:
 
     def _end_to_end(self) -> Outcome:
         settings, problem = self._settings, self._problem(self._folded)
-        objective: Objective = Integers(settings.width, settings.group_size, clip=settings.clip)
+        objective: Objective = Integers(settings.width, settings.group_size, settings.feedback, settings.clip)
         if settings.is_integer:
             rates = Layerwise(self._config, problem, self._start, settings, objective)
         else:
@@ -187,6 +187,7 @@ class Session:
             outer=not settings.is_integer,
             damping=settings.damping,
             feeds_rows=settings.feeds_rows,
+            token_weights=not (settings.is_integer and settings.feedback),  # GPTQ knows of none
         )
 
     def _places(self, learned: Coordinates) -> dict[str, Coordinates]:
@@ -210,7 +211,7 @@ class Session:
     def _digest(self, label: str) -> str:
         seen = text_digest(self._tokens) if self._settings.end_to_end else None
         begun = _digest_of(jax.tree.leaves(self._start)) if self._settings.init == "learned" else None
-        parts = [self._statistics.fingerprint.digest, dataclasses.asdict(self._settings), seen, label, begun, 4]
+        parts = [self._statistics.fingerprint.digest, dataclasses.asdict(self._settings), seen, label, begun, 5]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -29,7 +29,7 @@ class LearnSettings:
     group_size: int = 128
     """Integers that share a scale."""
     feedback: bool = True
-    """With `int`, whether later weights will make up for the rounding errors of earlier ones (GPTQ)."""
+    """With integers, whether later weights will make up for the rounding errors of earlier ones (GPTQ)."""
     output_feedback: Choice = "auto"
     """With `scales`, whether the file will have feedback along the outputs, as `occ compress --output-feedback` says:
     the Fisher information then drops out of every rotation. `auto` is on below 3 bits, as it is there."""

@@ -1,9 +1,9 @@
 """Learned coordinates: parametrised transforms, differentiable rates, and their training (which needs optax)."""
 
 from occ_jax.learned.control import gaussian_control
-from occ_jax.learned.feedback import column_costs, upper_root
+from occ_jax.learned.feedback import column_costs, passed_on, upper_root
 from occ_jax.learned.fit import FitLog, Fitted, LossFn, Step, fit
-from occ_jax.learned.integers import affine_reconstruction, fed_back_error
+from occ_jax.learned.integers import RANGES, affine_reconstruction, fed_back_error, fed_back_reconstruction
 from occ_jax.learned.labels import FROZEN, TRAINED, default_labels
 from occ_jax.learned.losses import (
     WATER_LMBDA,
@@ -28,6 +28,7 @@ from occ_jax.learned.stored import load_transforms, save_transforms
 
 __all__ = [
     "FROZEN",
+    "RANGES",
     "TRAINED",
     "WATER_LMBDA",
     "Cayley",
@@ -43,6 +44,7 @@ __all__ = [
     "column_costs",
     "default_labels",
     "fed_back_error",
+    "fed_back_reconstruction",
     "fit",
     "fitted_model",
     "gaussian_control",
@@ -51,6 +53,7 @@ __all__ = [
     "materialize",
     "newton_schulz",
     "orthogonality_error",
+    "passed_on",
     "relax",
     "save_transforms",
     "scale_field",

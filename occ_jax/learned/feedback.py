@@ -1,4 +1,4 @@
-r"""What an error in a column costs once the columns after it have made up for it, with a gradient that is cheap.
+r"""What the columns after it make of an error in a column, and what it costs then, with gradients that are cheap.
 
 Successive feedback with :math:`H^{-1} = U^\top U` leaves of an error :math:`d` in column :math:`j` the cost
 :math:`d^2 / U_{jj}^2`. It is a minimum over what the later columns do,
@@ -19,6 +19,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.lax.linalg import triangular_solve
 from jaxtyping import Array, Float, Key
 
@@ -51,6 +52,29 @@ def upper_root(hessian: Float[Array, "d d"]) -> Float[Array, "d d"]:
          [0. 2.]]
     """
     return jnp.linalg.cholesky(hessian[::-1, ::-1])[::-1, ::-1]
+
+
+def passed_on(error: Float[Array, "rows d"], root: Float[Array, "d d"]) -> Float[Array, "rows d"]:
+    r"""Error of whole rows once later columns have made up for the error of every column.
+
+    .. math::
+
+        e = d \, \operatorname{diag}(U)^{-1} U, \qquad e H e^\top = \sum_j d_j^2 / U_{jj}^2
+
+    What later columns do is best for :math:`H`, so that a small change of it changes the cost to second order only: by
+    the envelope theorem no gradient goes into ``root``.
+
+    Args:
+        error: :math:`d`, what each column misses of its value with feedback.
+        root: :math:`U^{-1}`, by :func:`upper_root`.
+
+    Example:
+        >>> root = upper_root(jnp.asarray([[4.0, 1.0], [1.0, 1.0]]))
+        >>> print(passed_on(jnp.asarray([[1.0, 0.0]]), root))  # the second column follows its regression on the first
+        [[ 1. -1.]]
+    """
+    root = lax.stop_gradient(root)
+    return triangular_solve(root, error * jnp.diagonal(root)[None, :], left_side=False, lower=False)
 
 
 def _forward(hessian: Array, key: Array | None, share: float) -> tuple[Array, tuple[Array, Array | None]]:

@@ -1,7 +1,8 @@
 r"""What integers with shared scales leave of coefficients, differentiably.
 
 Their rate is constant, so their error is all there is to train: that of rounding to the nearest, which is exact and
-whose gradient goes straight through, or the one that feedback will leave, as a closed form.
+whose gradient goes straight through, or the one that feedback will leave: its expected cost as a closed form, and draws
+of it for networks that are run with it.
 
 References:
     Esser et al., Learned step size quantization, ICLR 2020, arXiv:1902.08153, section 2.1.
@@ -11,10 +12,15 @@ References:
 from typing import Literal
 
 import jax.numpy as jnp
-from jax import lax
-from jaxtyping import Array, Float
+from jax import lax, random
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float, Key
 
+from occ_jax.learned.feedback import passed_on
 from occ_jax.quantization.affine import fit_affine, group_ranges, spread_groups
+
+RANGES = "ranges of groups"
+"""Name, for rematerialisation policies, of the ranges that a search has found: they are dear and take little memory."""
 
 
 def affine_reconstruction(
@@ -94,19 +100,59 @@ def fed_back_error(
         [1.3333334]
     """
     w = w.astype(jnp.float32)
+    if not clip:
+        lowest, highest, size = group_ranges(w, group_size)
+        in_groups = jnp.pad(costs, (0, -len(costs) % size)).reshape(-1, size).sum(1)
+        return jnp.matmul(jnp.square((highest - lowest) / (2**bits - 1)), in_groups, precision="highest") / 12
+    step, missed = _steps(w, costs, bits, group_size=group_size, clip=True)
+    return jnp.matmul(jnp.where(missed == 0, jnp.square(step) / 12, jnp.square(missed)), costs, precision="highest")
+
+
+def fed_back_reconstruction(
+    w: Float[Array, "rows columns"],
+    root: Float[Array, "columns columns"],
+    bits: int,
+    *,
+    key: Key[Array, ""],
+    group_size: int,
+    clip: bool = False,
+) -> Float[Array, "rows columns"]:
+    r"""What asymmetric integers with feedback (GPTQ) may make of coefficients: a draw of the errors that are expected.
+
+    The errors of :func:`fed_back_error`, uniform within the range, and what later columns make of them
+    (:func:`~occ_jax.learned.passed_on`). Their expected cost in the second moment :math:`H = R R^\top` is the sum of
+    that function, and their gradient goes into the steps and distances, not into the draw.
+
+    Args:
+        w: coefficients before any feedback.
+        root: :math:`R`, by :func:`~occ_jax.learned.upper_root`.
+        bits: width of an index.
+        key: source of the noise.
+        group_size: coefficients that share a scale.
+        clip: search for the range of every group.
+    """
+    y = w.astype(jnp.float32)
+    step, missed = _steps(y, jnp.square(jnp.diagonal(root)), bits, group_size=group_size, clip=clip)
+    noise = random.uniform(key, y.shape, minval=-0.5, maxval=0.5)
+    return (y + passed_on(jnp.where(missed == 0, noise * step, missed), root)).astype(w.dtype)
+
+
+def _steps(
+    w: Float[Array, "rows columns"], costs: Float[Array, " columns"], bits: int, *, group_size: int, clip: bool
+) -> tuple[Float[Array, "rows columns"], Float[Array, "rows columns"]]:
+    """The step of every coefficient, and of those beyond the range what reaches the last index; zero for others."""
     lowest, highest, size = group_ranges(w, group_size)
     span = (highest - lowest) / (2**bits - 1)
     if not clip:
-        in_groups = jnp.pad(costs, (0, -len(costs) % size)).reshape(-1, size).sum(1)
-        return jnp.matmul(jnp.square(span), in_groups, precision="highest") / 12
+        return spread_groups(span, size, w.shape[-1]), jnp.zeros_like(w)
     fixed, weights = lax.stop_gradient(w), lax.stop_gradient(costs)[None, :]
-    quantizer = fit_affine(fixed, bits, group_size=group_size, clip=True, weights=weights)
+    quantizer = checkpoint_name(fit_affine(fixed, bits, group_size=group_size, clip=True, weights=weights), RANGES)
     assert quantizer.zero_point is not None
     step, zero = (spread_groups(x, size, w.shape[-1]) for x in (_follow(quantizer.scale, span), quantizer.zero_point))
     zero = zero.astype(jnp.float32)
-    beyond = jnp.maximum(-zero * step - w, w - (2**bits - 1 - zero) * step)
-    squared = jnp.where(beyond > step / 2, jnp.square(beyond), jnp.square(step) / 12)
-    return jnp.matmul(squared, costs, precision="highest")
+    below, above = -zero * step - w, (2**bits - 1 - zero) * step - w
+    missed = jnp.where(below > step / 2, below, jnp.where(above < -step / 2, above, 0.0))
+    return step, missed
 
 
 def _follow(scale: Float[Array, "*groups"], span: Float[Array, "*groups"]) -> Float[Array, "*groups"]:

@@ -1,11 +1,11 @@
-"""Costs of columns against the factor that feedback uses, and their gradient against finite differences."""
+"""Costs of columns and what later columns do, against independent solutions, and gradients against differences."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from occ_jax.learned import column_costs
+from occ_jax.learned import column_costs, passed_on, upper_root
 from occ_jax.quantization.hessian import prepare_hessian
 
 N = 12
@@ -54,3 +54,25 @@ def test_the_determinant_is_shared_by_all_bases(moment):
     turned = jnp.asarray(rotation @ moment @ rotation.T, jnp.float32)
     expected = np.linalg.slogdet(moment.astype(np.float64))[1]
     assert float(jnp.log(column_costs(turned)).sum()) == pytest.approx(expected, abs=1e-2)
+
+
+def test_later_columns_make_the_best_of_an_error(moment):
+    """Each column's error is passed on by the regression of the later columns on it, solved one by one in float64."""
+    h = moment.astype(np.float64)
+    rows = []
+    for j in range(N):
+        row = np.zeros(N)
+        row[j] = 1.0
+        row[j + 1 :] = -np.linalg.solve(h[j + 1 :, j + 1 :], h[j + 1 :, j])
+        rows.append(row)
+    error = np.random.default_rng(3).standard_normal((5, N))
+    passed = passed_on(jnp.asarray(error, jnp.float32), upper_root(jnp.asarray(moment)))
+    np.testing.assert_allclose(passed, error @ np.array(rows), rtol=2e-3, atol=2e-3)
+    cost = np.einsum("ij,jk,ik->i", passed, h, passed)
+    np.testing.assert_allclose(cost, np.square(error) @ column_costs(jnp.asarray(moment)), rtol=1e-3)
+
+
+def test_what_later_columns_do_has_no_gradient(moment):
+    error = jnp.ones((2, N))
+    gradient = jax.grad(lambda h: jnp.square(passed_on(error, upper_root(h))).sum())(jnp.asarray(moment))
+    np.testing.assert_array_equal(gradient, 0)

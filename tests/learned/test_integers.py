@@ -1,11 +1,13 @@
 """Integers with shared scales as an objective: values of the real quantizer, gradients that go straight through."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from occ_jax.learned import affine_reconstruction, fed_back_error
+from occ_jax.learned import affine_reconstruction, column_costs, fed_back_error, fed_back_reconstruction, upper_root
 from occ_jax.quantization import fit_affine, prepare_hessian
 from occ_jax.quantization.integer_feedback import quantize_integers
 
@@ -66,7 +68,40 @@ def test_the_expected_error_is_what_feedback_leaves(bits, clip):
 
 
 @pytest.mark.parametrize("clip", [False, True])
+def test_draws_cost_what_is_expected(clip):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((512, 64)) @ (np.eye(64) + 0.1 * rng.standard_normal((64, 64)))
+    hessian = jnp.asarray(x.T @ x / len(x), jnp.float32)
+    w = jnp.asarray(rng.standard_normal((32, 64)), jnp.float32)
+    root, options = upper_root(hessian), {"group_size": 32, "clip": clip}
+
+    @jax.vmap
+    def cost(key):
+        error = fed_back_reconstruction(w, root, 2, key=key, **options) - w
+        return jnp.einsum("ij,jk,ik->i", error, hessian, error)
+
+    costs = cost(jax.random.split(jax.random.key(0), 400))
+    expected = fed_back_error(w, column_costs(hessian), 2, **options)
+    # The square of an index beyond the range is the same in every draw; all else has an error bar.
+    assert float(jnp.abs((costs.mean(0) - expected) / (costs.std(0) / 20)).max()) < 4.5
+
+
+def test_a_draw_follows_the_ranges():
+    """Wider groups, larger errors: the gradient of a draw's squared error is that of the squared step."""
+    w = jnp.asarray([[0.5, 1.0, 2.0, 6.0]])
+
+    def error(w):
+        return jnp.square(fed_back_reconstruction(w, jnp.eye(4), 2, key=jax.random.key(0), group_size=4) - w).sum()
+
+    value, gradient = jax.value_and_grad(error)(w)
+    # Homogeneous of degree two, and only the largest entry moves the range.
+    np.testing.assert_allclose(gradient, [[0, 0, 0, 2 * value / 6]], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("clip", [False, True])
 def test_gradients_lower_to_every_platform(clip, lowers_everywhere):
     lowers_everywhere(jax.grad(lambda t: affine_reconstruction(t, 3, group_size=8, clip=clip).sum()), T)
     costs = jnp.ones(T.shape[1])
     lowers_everywhere(jax.grad(lambda t: fed_back_error(t, costs, 2, group_size=8, clip=clip).sum()), T)
+    draw = partial(fed_back_reconstruction, bits=2, key=jax.random.key(0), group_size=8, clip=clip)
+    lowers_everywhere(jax.grad(lambda t: draw(t, jnp.eye(T.shape[1])).sum()), T)

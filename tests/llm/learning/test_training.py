@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from occ_llm.checkpoints import Checkpoint
+from occ_llm.bench.integers import compress_integers
+from occ_llm.checkpoints import Checkpoint, load_checkpoint
 from occ_llm.compression.finishing import predict
 from occ_llm.coordinates import Coordinates, choose_coordinates, rotate
 from occ_llm.evaluation import Reference, Windows, evaluate
@@ -143,8 +144,24 @@ def test_the_divergence_is_that_of_the_quantized_network(toy, toy_folded, toy_to
     assert found == pytest.approx(expected, rel=0.1)
 
 
-def test_learning_lowers_the_divergence_of_integers(end_to_end):
-    work = end_to_end(Integers(2, 16), placements=("residual", "values", "unit-scales"), steps=24)
+def test_integers_with_feedback_diverge_as_those_of_a_file_do(toy, toy_statistics, toy_tokens, end_to_end, tmp_path):
+    """The draw of expected errors against GPTQ itself, both in Hadamard coordinates."""
+    place, start = tmp_path / "out", choose_coordinates("hadamard", toy.config, key=KEY)
+    options = {"bits": 4, "group_size": 16, "feedback": True}
+    compress_integers(toy, place, toy_statistics, "hadamard", **options)
+    model, reference = (LanguageModel.from_weights(c.config, c.weights) for c in (load_checkpoint(place), toy))
+    windows = Windows(tokens=toy_tokens[:, :32], num_bytes=1)
+    measured = evaluate(model, windows, reference=Reference(reference)).kl_mean
+    expected, nearest = (end_to_end(Integers(4, 16, feedback)).measure(start) for feedback in (True, False))
+    assert expected == pytest.approx(measured, rel=0.25)
+    assert expected < 0.8 * nearest
+
+
+@pytest.mark.parametrize("feedback", [False, True])
+def test_learning_lowers_the_divergence_of_integers(end_to_end, feedback):
+    work = end_to_end(
+        Integers(2, 16, feedback, clip=feedback), placements=("residual", "values", "unit-scales"), steps=24
+    )
     start = choose_coordinates("hadamard", work._model.config, key=KEY)
     learned = work.train(key=KEY)
     assert learned.log.distortion.shape == (24,)
