@@ -79,6 +79,7 @@ class Learn:
                 model_digest=model,
                 about=about | {"log": _log(outcome)},
             )
+        session.forget()
         learning_figure(_logs(outcome), figure, title=f"{checkpoint.name}: {_finding(outcome)}")
         _show(terminal, outcome, f"{checkpoint.name} in {self.out}")
         terminal.result({"out": str(self.out), "figure": str(figure), **result})

@@ -8,11 +8,6 @@ The linear layers are moved, rounded to integers with shared scales (gradients g
 that quantization with feedback leaves, and run. Embedding and head stay as they are: their rows enter and leave the
 moved stream through the same rotation. Under entropy coding they cost bytes too, and join the objective as they do
 layer by layer, with their rate and distortion under the water level.
-
-With feedback and :math:`H^{-1} = U^\top U` the error of a row is :math:`e = d \operatorname{diag}(U)^{-1} U`, with
-:math:`d` uniform in the steps. Those of integers are the ranges of their groups, in the coordinates in question. Under
-entropy coding they are :math:`c\, U_{jj} / \sqrt{g_i}`, so that :math:`e = \frac{c}{\sqrt{g_i}}\, n U` with white
-noise :math:`n`: it costs the same in every direction of the inputs, in whatever basis, and :math:`U` need not be moved.
 """
 
 import dataclasses
@@ -26,28 +21,24 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from occ_jax._pytree import pytree_dataclass
-from occ_jax.learned import RANGES, RateDistortion, Step, upper_root
-from occ_jax.quantization.base import uniform_noise
-from occ_jax.transforms import Identity, Scaling, Transform, along_axis
+from occ_jax.learned import RateDistortion, Step
+from occ_jax.transforms import Transform
 
-from ..calibration import moved_diagonal, space_of
-from ..calibration.moments import positive
-from ..calibration.statistics import INPUT_OF, fisher_name, hessian_name
 from ..compression.finishing import KEPT_BYTES, Target, activation_bytes, visits
 from ..config import ModelConfig
-from ..coordinates import BlockCoordinates, Coordinates, moves
+from ..coordinates import BlockCoordinates, Coordinates
 from ..model import LINEARS, LanguageModel, mean_divergence, observe
-from ..roles import linear_name
 from .layerwise import network_points, overall, stacked
-from .losses import Coded, Integers, Objective, moved_weight
+from .losses import Coded, Integers, Objective
 from .placements import Parameters, shared_and_blocks, with_block
 from .problem import Problem
+from .quantized import error_factors, quantized_blocks
 from .settings import LearnSettings
 from .train import Learned, OnChunk, train
 
 
 @pytree_dataclass
-class Windows:
+class Lessons:
     """Calibration windows, what the original predicts for them, and the order in which they are visited.
 
     Attributes:
@@ -62,14 +53,13 @@ class Windows:
 
 
 @pytree_dataclass
-class Network:
+class Folded:
     """The folded network in original coordinates, with the factors of its inputs' second moments if there is noise.
 
     Attributes:
         params: of the network, without the matrices of the linear layers.
         problem: its linear layers with their sensitivities, and the outer matrices if they count.
-        factors: for each kind of input, stacked over layers, :math:`U` under entropy coding, :math:`U^{-1}` of integers
-            with feedback; empty without.
+        factors: of the second moments of its inputs, as :func:`~.quantized.error_factors` makes them.
         head: output matrix.
     """
 
@@ -103,7 +93,7 @@ class EndToEnd:
         self._model, self._start, self._settings, self.objective = model, start, settings, objective
         self._network = make_network(model, problem, objective)
         order = np.array(list(visits(len(target.tokens), settings.num_steps)), np.int32)
-        self._windows = Windows(jnp.asarray(target.tokens), jnp.asarray(target.hidden), jnp.asarray(order))
+        self._lessons = Lessons(jnp.asarray(target.tokens), jnp.asarray(target.hidden), jnp.asarray(order))
 
     def measure(self, coordinates: Coordinates, *, windows: int = 4) -> float:
         """Divergence of the moved and quantized network on the first windows, nats per token."""
@@ -114,7 +104,7 @@ class EndToEnd:
                 self._model.graphdef, self.objective, shared, stack, self._network, tokens, hidden,
                 jax.random.fold_in(key, i), self._model.config,
             )
-            for i, (tokens, hidden) in enumerate(zip(self._windows.tokens[:windows], self._windows.hidden[:windows]))
+            for i, (tokens, hidden) in enumerate(zip(self._lessons.tokens[:windows], self._lessons.hidden[:windows]))
         ]  # fmt: skip
         return float(np.mean(found))
 
@@ -128,24 +118,25 @@ class EndToEnd:
             linear = Problem(self._network.problem.blocks, {})
             lmbda = linear.num_weights / total / (2 * float(np.log(2)) * self.measure(start))
 
-        def loss(parameters: Parameters, data: tuple[Objective, Network, Windows], step: Step) -> RateDistortion:
-            objective, network, windows = data
+        def loss(parameters: Parameters, data: tuple[Objective, Folded, Lessons], step: Step) -> RateDistortion:
+            objective, network, lessons = data
             residual, blocks = shared_and_blocks(config, parameters)
-            window = windows.order[step.index]
-            tokens, hidden = windows.tokens[window], windows.hidden[window]
-            kl = divergence(config, graphdef, objective, start, residual, blocks, network, tokens, hidden, step.key)
+            window = lessons.order[step.index]
+            tokens, hidden = lessons.tokens[window], lessons.hidden[window]
+            noise_key, rate_key = jax.random.split(step.key)
+            kl = divergence(config, graphdef, objective, start, residual, blocks, network, tokens, hidden, noise_key)
             if isinstance(objective, Integers):
                 return RateDistortion(jnp.float32(objective.bits), kl)
             lagrangian, bits = jnp.zeros(()), jnp.zeros(())
             for part, chosen in _parts(objective, network.problem):
                 value, points = network_points(
-                    config, part, chosen, partial(with_block, start), residual, blocks, step.key,
+                    config, part, chosen, partial(with_block, start), residual, blocks, rate_key,
                     total=total, row_share=row_share,
                 )  # fmt: skip
                 lagrangian, bits = lagrangian + value, bits + overall(part, chosen, points, total=total).bits
             return RateDistortion(jax.lax.stop_gradient(bits - lagrangian) + lagrangian, kl)
 
-        data = (self.objective, self._network, self._windows)
+        data = (self.objective, self._network, self._lessons)
         return train(config, start, self._settings, loss, data, lmbda=lmbda, key=key, state=state, on_chunk=on_chunk)
 
 
@@ -155,7 +146,7 @@ def _parts(objective: Coded, problem: Problem) -> list[tuple[Coded, Problem]]:
     return [(objective, linear)] + ([(Coded(objective.step, "water"), outer)] if problem.outer else [])
 
 
-def make_network(model: LanguageModel, problem: Problem, objective: Objective) -> Network:
+def make_network(model: LanguageModel, problem: Problem, objective: Objective) -> Folded:
     """Prepare a folded network.
 
     Args:
@@ -163,19 +154,12 @@ def make_network(model: LanguageModel, problem: Problem, objective: Objective) -
         problem: its linear layers; with second moments for noise, and with the outer matrices if they count.
         objective: how they are quantized.
     """
-    factors: dict[str, Array] = {}
-    if isinstance(objective, Coded) or objective.feedback:
-        factor = _factor if isinstance(objective, Coded) else upper_root
-        for kind, matrix in problem.blocks.items():
-            if INPUT_OF[kind] not in factors:
-                assert matrix.hessian is not None
-                factors[INPUT_OF[kind]] = jax.lax.map(factor, matrix.hessian)
     bare = Problem({k: dataclasses.replace(m, hessian=None) for k, m in problem.blocks.items()}, problem.outer)
     blocks = {
         name: {"bias": part["bias"]} if "bias" in part else {} if name in LINEARS else part
         for name, part in model.params["blocks"].items()
     }
-    return Network({**model.params, "blocks": blocks}, bare, factors, model.head)
+    return Folded({**model.params, "blocks": blocks}, bare, error_factors(problem, objective), model.head)
 
 
 def divergence(
@@ -185,7 +169,7 @@ def divergence(
     start: Coordinates,
     residual: Transform | None,
     blocks: BlockCoordinates,
-    network: Network,
+    network: Folded,
     tokens: Int[Array, " length"],
     hidden: Float[Array, "length width"],
     key: Key[Array, ""],
@@ -205,27 +189,9 @@ def divergence(
         key: source of the noise.
     """
     basis = start.residual if residual is None else residual
-
-    def moved_block(item: tuple[Any, Any, Any, Array]) -> dict[str, Any]:
-        layer, matrices, biases, number = item
-        coordinates = with_block(start, residual, layer)
-        return _moved_block(config, objective, coordinates, matrices, biases, jax.random.fold_in(key, number))
-
-    factors = network.factors
-    if isinstance(objective, Integers) and objective.feedback:
-
-        def moved_roots(item: tuple[Any, Any]) -> dict[str, Array]:
-            return _moved_roots(config, with_block(start, residual, item[0]), item[1])
-
-        # What later columns do is the best there is: it has no gradient.
-        factors = jax.lax.stop_gradient(jax.lax.map(moved_roots, (blocks, factors)))
-    matrices = {kind: (m.weight, m.fisher, factors.get(INPUT_OF[kind])) for kind, m in network.problem.blocks.items()}
+    place, matrices = partial(with_block, start, residual), network.problem.blocks
     biases = {linear: network.params["blocks"][linear] for linear in LINEARS}
-    # To move a matrix is dear, and so is a search for ranges: both are kept for the way back. All else is made again.
-    policies = jax.checkpoint_policies
-    kept = policies.save_from_both_policies(policies.dots_saveable, policies.save_only_these_names(RANGES))
-    remade = jax.checkpoint(moved_block, policy=kept)
-    moved = jax.lax.map(remade, (blocks, matrices, biases, jnp.arange(config.num_layers)))
+    moved = quantized_blocks(config, objective, place, blocks, matrices, network.factors, biases, key)
     # Only the rows of the embedding that occur enter the stream; they are numbered by position.
     params = {
         **network.params,
@@ -246,77 +212,10 @@ def _measured(
     objective: Objective,
     shared: Coordinates,
     stack: BlockCoordinates,
-    network: Network,
+    network: Folded,
     tokens: Int[Array, " length"],
     hidden: Float[Array, "length width"],
     key: Key[Array, ""],
     config: ModelConfig,
 ) -> Float[Array, ""]:
     return divergence(config, graphdef, objective, shared, None, stack, network, tokens, hidden, key)
-
-
-def _moved_block(
-    config: ModelConfig,
-    objective: Objective,
-    coordinates: Coordinates,
-    matrices: dict[str, tuple[Array, Array, Array | None]],
-    biases: dict[str, dict[str, Array]],
-    key: Key[Array, ""],
-) -> dict[str, Any]:
-    """Parameters of the linear layers of one block, moved and quantized."""
-    layer: dict[str, Any] = {}
-    for number, (linear, projections) in enumerate(LINEARS.items()):
-        kinds = [projection.rpartition(".")[2].removesuffix("_proj") for projection in projections]
-        keys = jax.random.split(jax.random.fold_in(key, number), len(kinds))
-        parts = [_quantized(config, objective, coordinates, kind, *matrices[kind], k) for kind, k in zip(kinds, keys)]
-        layer[linear] = {"weight": jnp.concatenate(parts)}
-        if "bias" in biases[linear]:
-            ends = np.cumsum([part.shape[0] for part in parts])[:-1]
-            names = [linear_name(0, kind).removesuffix("weight") + "bias" for kind in kinds]
-            old = jnp.split(biases[linear]["bias"], ends)
-            moved = [moves(config, name, coordinates)[0].forward(b) for name, b in zip(names, old, strict=True)]
-            layer[linear]["bias"] = jnp.concatenate(moved)
-    return layer
-
-
-def _quantized(
-    config: ModelConfig,
-    objective: Objective,
-    coordinates: Coordinates,
-    kind: str,
-    w: Float[Array, "d_out d_in"],
-    fisher: Array,
-    factor: Float[Array, "d_in d_in"] | None,
-    key: Key[Array, ""],
-) -> Float[Array, "d_out d_in"]:
-    name = linear_name(0, kind)
-    moved = moved_weight(config, name, coordinates, w)
-    hidden = coordinates.hidden_of(0) if kind == "down" else Identity()
-    if isinstance(objective, Integers):
-        return hidden.inverse(objective.reconstruct(hidden.forward(moved), factor, key))
-    assert factor is not None
-    rows = positive(moved_diagonal(space_of(config, fisher_name(name), coordinates), fisher))
-    noise = uniform_noise(jnp.zeros_like(w), key=key)
-    columns, _ = moves(config, name, coordinates)
-    shaped = columns.forward(jnp.matmul(noise, factor, precision="highest"))
-    return moved + shaped * (objective.step / jnp.sqrt(rows))[:, None]
-
-
-def _moved_roots(
-    config: ModelConfig, coordinates: Coordinates, roots: dict[str, Float[Array, "d d"]]
-) -> dict[str, Float[Array, "d d"]]:
-    r""":math:`U^{-1}` of the inputs of one block in new coordinates."""
-
-    def move(tap: str, root: Array) -> Array:
-        space = space_of(config, hessian_name(0, tap), coordinates)
-        moved = along_axis(space, 0).forward(root)
-        is_triangular = isinstance(space, Identity | Scaling)
-        return moved if is_triangular else upper_root(jnp.matmul(moved, moved.T, precision="highest"))
-
-    return {tap: move(tap, root) for tap, root in roots.items()}
-
-
-def _factor(hessian: Float[Array, "d d"]) -> Float[Array, "d d"]:
-    r"""Upper triangular :math:`U` with :math:`H^{-1} = U^\top U`."""
-    root = upper_root(hessian)
-    return jax.scipy.linalg.solve_triangular(root, jnp.eye(len(root), dtype=root.dtype), lower=False)

@@ -72,10 +72,11 @@ class Layerwise:
         def loss(parameters: Parameters, data: tuple[Objective, Problem], step: Step) -> RateDistortion:
             objective, problem = data
             residual, blocks = shared_and_blocks(config, parameters)
+            blocks_key, key = jax.random.split(step.key)
             value, points = network_points(
-                config, objective, problem, partial(with_block, start), residual, blocks, step.key,
+                config, objective, problem, partial(with_block, start), residual, blocks, key,
                 total=total, row_share=settings.row_share,
-                chosen=sample(config.num_layers, settings.block_share, step.key, least=LEAST_BLOCKS),
+                chosen=sample(config.num_layers, settings.block_share, blocks_key, least=LEAST_BLOCKS),
             )  # fmt: skip
             found = overall(objective, problem, points, total=total)
             # All of the gradient is in the Lagrangian, whose value the two numbers are.
@@ -180,7 +181,8 @@ def network_points(
     value, points = sum_over_layers(one_block, shared, layers, (blocks, numbers))
     value, by_kind = scale * value, {kind: _summary(objective, point, scale) for kind, point in points.items()}
     if problem.outer:
-        outer = outer_points(config, objective, coordinates(shared, first), problem.outer, key, row_share=row_share)
+        own_key = jax.random.fold_in(key, config.num_layers)
+        outer = outer_points(config, objective, coordinates(shared, first), problem.outer, own_key, row_share=row_share)
         value = value + lagrangian(outer, {name: matrix.weight.size for name, matrix in problem.outer.items()})
         by_kind |= outer
     return value, by_kind

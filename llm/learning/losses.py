@@ -112,11 +112,6 @@ class Coded:
     adds_up = False  # distortions are means over weights
 
     @property
-    def needs_hessians(self) -> bool:
-        """Whether second moments of the inputs count."""
-        return self.rate != "field"
-
-    @property
     def lmbda(self) -> float:
         """Weight of the distortion."""
         return WATER_LMBDA if self.rate == "water" else 0.0
@@ -151,7 +146,6 @@ class Integers:
     feedback: bool = static_field(default=False)
     clip: bool = static_field(default=False)
 
-    needs_hessians = True
     lmbda = 1.0
     adds_up = True  # what matrices do to the divergence
 
@@ -220,13 +214,13 @@ def block_points(
     points = {}
     for number, (kind, matrix) in enumerate(matrices.items()):
         name = linear_name(0, kind)
-        own_key = jax.random.fold_in(key, number)
-        chosen = sample(len(matrix.weight), row_share, own_key, least=LEAST_ROWS)
+        rows_key, noise_key = jax.random.split(jax.random.fold_in(key, number))
+        chosen = sample(len(matrix.weight), row_share, rows_key, least=LEAST_ROWS)
         rows = _row_costs(matrix, space_of(config, fisher_name(name), coordinates), chosen)
         w = moved_weight(config, name, coordinates, matrix.weight, chosen)
         if kind == "down":
             w = coordinates.hidden_of(0).forward(w)
-        point = objective.point(w, rows, inputs[INPUT_OF[kind]], own_key)
+        point = objective.point(w, rows, inputs[INPUT_OF[kind]], noise_key)
         points[kind] = _of_all(objective, point, len(matrix.weight) / len(w))
     return points
 
@@ -243,11 +237,11 @@ def outer_points(
     """The embedding and a head of its own in the basis of the residual stream; arguments as :func:`block_points`."""
     points = {}
     for number, (name, matrix) in enumerate(matrices.items()):
-        own_key = jax.random.fold_in(key, number)
-        chosen = sample(len(matrix.weight), row_share, own_key, least=LEAST_ROWS)
+        rows_key, columns_key, noise_key = jax.random.split(jax.random.fold_in(key, number), 3)
+        chosen = sample(len(matrix.weight), row_share, rows_key, least=LEAST_ROWS)
         w = moved_weight(config, name, coordinates, matrix.weight, chosen)
         rows = matrix.fisher if chosen is None else matrix.fisher[chosen]
-        point = objective.point(w, rows, Inputs(matrix.hessian, coordinates.residual, own_key), own_key)
+        point = objective.point(w, rows, Inputs(matrix.hessian, coordinates.residual, columns_key), noise_key)
         points[name] = _of_all(objective, point, len(matrix.weight) / len(w))
     return points
 

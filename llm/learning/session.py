@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -36,6 +37,8 @@ from .placements import num_parameters
 from .problem import Problem, control_weights, make_problem
 from .settings import LearnSettings
 from .train import Learned
+
+_PROCEDURE = 6  # part of the name of an unfinished training: to be raised when the same settings train otherwise
 
 CONTROL_KEY = 1 << 16
 """Seed of the control's matrices, apart from all others."""
@@ -112,9 +115,15 @@ class Session:
             key = jax.random.key(settings.seed)
             start = choose_coordinates(settings.init, self._config, key=key, second_moment=moment)
         self._start = start
+        self._states: list[Path] = []
+
+    def forget(self) -> None:
+        """Remove what is kept of the trainings, once their outcome is safe."""
+        for state in self._states:
+            state.unlink(missing_ok=True)
 
     def run(self, *, control: bool = False) -> Outcome:
-        """Train, and measure.
+        """Train, and measure. What an interrupted run has trained is not trained again, until :meth:`forget`.
 
         Args:
             control: train on Gaussian matrices of the same shapes and scales, too.
@@ -205,13 +214,20 @@ class Session:
                 shown = done
 
             learned = train(key=jax.random.key(self._settings.seed), state=state, on_chunk=on_chunk)
-        state.unlink(missing_ok=True)
+        self._states.append(state)
         return learned
 
     def _digest(self, label: str) -> str:
         seen = text_digest(self._tokens) if self._settings.end_to_end else None
         begun = _digest_of(jax.tree.leaves(self._start)) if self._settings.init == "learned" else None
-        parts = [self._statistics.fingerprint.digest, dataclasses.asdict(self._settings), seen, label, begun, 5]
+        parts = [
+            self._statistics.fingerprint.digest,
+            dataclasses.asdict(self._settings),
+            seen,
+            label,
+            begun,
+            _PROCEDURE,
+        ]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 

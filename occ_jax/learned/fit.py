@@ -124,7 +124,8 @@ def fit(
         The trained tree and the log.
 
     Raises:
-        ValueError: nothing to train, or a state of another fit.
+        ValueError: nothing to train, a state of another fit, or a rate or distortion that is not finite; the state
+            before that chunk stays.
 
     Example:
         >>> from occ_jax.learned import scale_field_bits
@@ -164,6 +165,7 @@ def fit(
     while done < steps:
         length = min(chunk, steps - done)
         state, new = run(state, *rest, keys, jnp.asarray(done, jnp.int32), length=length)
+        _check_finite(new, done)
         log = [np.concatenate([old, np.asarray(part)]) for old, part in zip(log, new)]
         done += length
         if state_path is not None:
@@ -171,6 +173,15 @@ def fit(
         if on_chunk is not None:
             on_chunk(done, FitLog(*log))
     return Fitted(split.merge([jnp.asarray(leaf) for leaf in state[0]], frozen), FitLog(*log))
+
+
+def _check_finite(entries: Sequence[Array], done: int) -> None:
+    finite = np.logical_and.reduce([np.isfinite(entry).reshape(len(entry), -1).all(1) for entry in entries])
+    if not finite.all():
+        raise ValueError(
+            f"the loss of step {done + int(np.argmin(finite))} is not finite: lower the learning rate, or raise the "
+            "damping if there is one"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -72,6 +72,17 @@ def test_goes_on_after_an_interruption_as_if_there_had_been_none(tmp_path):
         fit(cayley(N), noisy_loss, **settings, state_path=path)
 
 
+def test_a_loss_that_is_not_finite_stops_the_fit_and_keeps_the_state_before(tmp_path):
+    def diverges(t, x, step):
+        point = noisy_loss(t, x, step)
+        return RateDistortion(jnp.where(step.index == 5, jnp.nan, point.bits), point.distortion)
+
+    options = {"key": KEY, "steps": 8, "data": X, "chunk": 2, "state_path": tmp_path / "state"}
+    with pytest.raises(ValueError, match="step 5 is not finite: lower the learning rate"):
+        fit(cayley(N), diverges, **options)
+    assert len(fit(cayley(N), noisy_loss, **options).log.bits) == 8, "goes on from step 4"
+
+
 def test_stacked_layers_are_trained_as_if_alone(stack):
     ts, xs = stack
     together = fit(ts, noisy_loss, key=KEY, steps=5, data=xs, stacked=True)

@@ -87,7 +87,9 @@ def test_a_quarter_of_the_rows_finds_it_too(turned, session, monkeypatch):
 
 def test_an_interrupted_training_ends_as_if_it_had_not_been(session, tmp_path):
     fields = {"placements": ("values",), "steps": 22}
-    whole = session(**fields).run()
+    first = session(**fields)
+    whole = first.run()
+    first.forget()
     stopped = session(**fields)
 
     @contextlib.contextmanager
@@ -101,8 +103,11 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(session, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         stopped.run()
     assert list((tmp_path / "cache").rglob("learn-*.safetensors"))
-    again = session(**fields).run()
+    resumed = session(**fields)
+    again = resumed.run()
     jax.tree.map(np.testing.assert_array_equal, again.learned.log, whole.learned.log)
+    assert list((tmp_path / "cache").rglob("learn-*.safetensors")), "kept until its outcome is safe"
+    resumed.forget()
     assert not list((tmp_path / "cache").rglob("learn-*.safetensors"))
 
 
@@ -159,13 +164,17 @@ def test_integers_with_feedback_diverge_as_those_of_a_file_do(toy, toy_statistic
 
 @pytest.mark.parametrize("feedback", [False, True])
 def test_learning_lowers_the_divergence_of_integers(end_to_end, feedback):
-    work = end_to_end(
-        Integers(2, 16, feedback, clip=feedback), placements=("residual", "values", "unit-scales"), steps=24
-    )
-    start = choose_coordinates("hadamard", work._model.config, key=KEY)
+    objective = Integers(2, 16, feedback, clip=feedback)
+    work = end_to_end(objective, placements=("residual", "values", "unit-scales"), steps=64, learning_rate=0.01)
     learned = work.train(key=KEY)
-    assert learned.log.distortion.shape == (24,)
-    assert work.measure(learned.coordinates) < 0.98 * work.measure(start)
+    assert learned.log.distortion.shape == (64,)
+    start = choose_coordinates("hadamard", work._model.config, key=KEY)
+    # The errors that feedback leaves are a draw: means over several.
+    before, after = (
+        np.mean([end_to_end(objective, seed=seed).measure(place) for seed in range(6)])
+        for place in (start, learned.coordinates)
+    )
+    assert after < 0.93 * before
 
 
 def test_noise_costs_what_the_step_says(toy_problem, toy, end_to_end):
