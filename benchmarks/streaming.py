@@ -101,7 +101,7 @@ def main(
         )
         options = ["--bits", str(bits), "--states", str(states), "--finish", "never"]
         calibration = ["--calibration-windows", str(windows)]
-        stages = {"calibrate": stage(cache, "calibrate", model, place / "statistics.safetensors", *calibration)}
+        stages = {"calibrate": stage(cache, "calibrate", model, *calibration)}
         compress = ["compress", model, place / "small", *options, *calibration]
         stages["interrupted"] = stage(cache, *compress, interrupt_after=interrupt_after)
         stages["resumed"] = stage(cache, *compress)

@@ -68,5 +68,6 @@ def load_or_calibrate(
         batch_tokens=batch_tokens,
         dtype=dtype,
         force=path is None,
+        identity=found,
         progress=progress,
     )

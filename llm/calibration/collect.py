@@ -12,7 +12,7 @@ from ..config import ModelConfig
 from ..errors import OccError
 from ..folding import fold_norms
 from ..weights import Weights
-from .fingerprint import fingerprint
+from .fingerprint import Fingerprint, fingerprint
 from .statistics import Statistics
 from .storage import load_statistics, statistics_writer
 from .sweep import BATCH_TOKENS, Progress, Sweep, Write
@@ -30,6 +30,7 @@ def calibrate(
     batch_tokens: int = BATCH_TOKENS,
     dtype: Any = np.float32,
     force: bool = False,
+    identity: Fingerprint | None = None,
     progress: Progress = lambda steps: steps,
 ) -> Statistics:
     r"""Collect the :class:`Statistics` of a network on some text, in original coordinates with the norms folded.
@@ -51,6 +52,7 @@ def calibrate(
         batch_tokens: tokens that go through a block at a time (at least one window does).
         dtype: of all computations and sums.
         force: replace the file at ``path``.
+        identity: fingerprint of just this, if the caller has it: to find it reads every weight.
         progress: wraps the steps to show how far the work has come.
 
     Raises:
@@ -64,8 +66,10 @@ def calibrate(
     if fisher_windows is not None and fisher_windows < 1:
         raise OccError(f"the output Fisher needs at least one window, not {fisher_windows}: give more, or fisher=False")
     network = fold_norms(config, weights)
-    print_ = fingerprint(config, network, windows, key=key, fisher=fisher, fisher_windows=fisher_windows, dtype=dtype)
-    about: dict[str, Any] = {"config": config, "num_tokens": int(windows.size), "fingerprint": print_}
+    identity = identity or fingerprint(
+        config, network, windows, key=key, fisher=fisher, fisher_windows=fisher_windows, dtype=dtype
+    )
+    about: dict[str, Any] = {"config": config, "num_tokens": int(windows.size), "fingerprint": identity}
     tensors: dict[str, np.ndarray] = {}
     with contextlib.ExitStack() as stack:
         write: Write = tensors.__setitem__

@@ -70,7 +70,7 @@ class Analyze:
         tokens = calibration.tokens(checkpoint, hold_back=self.windows)
         assert tokens.held_back is not None
         trial = tokens.held_back[:, : self.window]
-        statistics = calibration.statistics(checkpoint, terminal, tokens, seed=self.seed)
+        statistics = calibration.collect(checkpoint, terminal, tokens, seed=self.seed)
         if self.transforms is not None and holds_transforms(self.transforms):
             require_model(self.transforms, statistics.fingerprint.model)
         facts = Facts(

@@ -71,6 +71,8 @@ class BenchCommand:
     """Tokens per calibration window."""
     fisher_windows: int = 16
     """Calibration windows on which the sensitivity of the outputs is measured, which takes twice as long a window."""
+    statistics: Path | None = None
+    """A file of `occ calibrate --text-share 0.6` for the same model, text and windows; written, if it is not there."""
     keep: bool = False
     """Leave the compressed models in OUT/files."""
     distances: bool = False
@@ -156,6 +158,7 @@ class BenchCommand:
             checkpoint.weights,
             tokens.calibration,
             key=jax.random.key(0),
+            path=self.statistics,
             fisher_windows=self.fisher_windows,
             progress=lambda steps: terminal.track(steps, "calibrate"),
         )

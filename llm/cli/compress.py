@@ -36,14 +36,17 @@ class CalibrationText:
     text_share: float = 1.0
     """Share of its lines that is read, from the front. Of a text that evaluation is to have the rest of, take less;
     `occ bench` calibrates on 0.6."""
-    calibration_windows: int = 8
+    calibration_windows: int = 32
     """Windows of text to read; more is better and slower."""
     calibration_window: int = 1024
     """Tokens per window."""
     fisher_windows: int = 16
     """Windows of these on which the sensitivity of the outputs is measured, which takes twice as long a window."""
     finish_windows: int = 32
-    """Windows of text on which row scales and gains are tuned, below 3 bits."""
+    """Windows of text on which row scales and gains are tuned, at low rates."""
+    statistics: Path | None = None
+    """A file of `occ calibrate` for the same model, text and windows; written, if it is not there. Without it, what is
+    measured is kept in the user's cache, and found there by every command."""
 
     @property
     def described(self) -> str:
@@ -80,25 +83,29 @@ class CalibrationText:
             held_back=tokens[held] if hold_back else None,
         )
 
-    def statistics(
-        self,
-        checkpoint: Checkpoint,
-        terminal: Terminal,
-        tokens: CalibrationTokens,
-        *,
-        seed: int,
-        path: Path | None = None,
+    def collect(
+        self, checkpoint: Checkpoint, terminal: Terminal, tokens: CalibrationTokens, *, seed: int
     ) -> Statistics:
-        """Statistics of a model on this text: collected now, or read from where they are kept."""
-        return load_or_calibrate(
+        """Statistics of a model on this text: collected now, or read from where they are kept.
+
+        Raises:
+            OccError: the file of statistics is of another model, another text or other settings, or is damaged.
+        """
+        statistics = load_or_calibrate(
             checkpoint.config,
             checkpoint.weights,
             tokens.calibration,
             key=jax.random.key(seed),
-            path=path,
+            path=self.statistics,
             fisher_windows=self.fisher_windows,
             progress=lambda steps: terminal.track(steps, "calibrate"),
         )
+        if few := statistics.singular_inputs():
+            terminal.note(
+                f"{statistics.num_tokens} tokens of text are fewer than the inputs of {len(few)} kinds of layers "
+                f"(first: {few[0].removesuffix('.hessian')}): more text makes a better file"
+            )
+        return statistics
 
     @property
     def _name(self) -> str:
@@ -126,7 +133,7 @@ class Compress:
         checkpoint = load_checkpoint(self.model)
         check_output(self.out, force=self.force, inputs=[] if checkpoint.path is None else [checkpoint.path])
         tokens = self.calibration.tokens(checkpoint, hold_back=0 if self.settings.kl is None else HELD_BACK)
-        statistics = self.calibration.statistics(checkpoint, terminal, tokens, seed=self.settings.seed)
+        statistics = self.calibration.collect(checkpoint, terminal, tokens, seed=self.settings.seed)
         result = compress(
             checkpoint,
             self.out,
@@ -167,13 +174,14 @@ def _show_slopes(terminal: Terminal, slopes: tuple[Slope, ...]) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Calibrate:
-    """Measure on text how sensitive a model is to errors in its weights, and keep the result as a file."""
+    """Measure on text how sensitive a model is to errors in its weights, for every command that needs it."""
 
     model: ModelSource
     """A directory, a hub id, a .gguf file, or a name of `occ models`."""
-    out: Output
-    """Statistics file to write (safetensors); read instead, if it is there and fits."""
-    calibration: Annotated[CalibrationText, tyro.conf.arg(name="")] = CalibrationText(calibration_windows=32)
+    out: Annotated[Path | None, tyro.conf.Positional] = None
+    """Statistics file to write (safetensors), for --statistics of other commands; read instead, if it is there and
+    fits. By default a file in the user's cache, where other commands look for it."""
+    calibration: Annotated[CalibrationText, tyro.conf.arg(name="")] = CalibrationText()
     seed: int = 0
     """Seed of the labels that are drawn from the model."""
     json: bool = False
@@ -182,11 +190,15 @@ class Calibrate:
     def run(self) -> None:
         """Calibrate, or say that the file is there."""
         terminal = Terminal(json_only=self.json)
+        if self.out is not None and self.calibration.statistics is not None:
+            raise OccError(f"--statistics {self.calibration.statistics} and {self.out}: name one file, as OUT")
+        calibration = dataclasses.replace(self.calibration, statistics=self.out or self.calibration.statistics)
         checkpoint = load_checkpoint(self.model)
-        tokens = self.calibration.tokens(checkpoint)
-        statistics = self.calibration.statistics(checkpoint, terminal, tokens, seed=self.seed, path=self.out)
-        fields = {"file": str(self.out), "tokens": statistics.num_tokens, **dataclasses.asdict(statistics.fingerprint)}
-        terminal.table(str(self.out), ("quantity", "value"), list(fields.items()))
+        tokens = calibration.tokens(checkpoint)
+        statistics = calibration.collect(checkpoint, terminal, tokens, seed=self.seed)
+        file = None if calibration.statistics is None else str(calibration.statistics)
+        fields = {"file": file, "tokens": statistics.num_tokens, **dataclasses.asdict(statistics.fingerprint)}
+        terminal.table(file or "in the cache", ("quantity", "value"), list(fields.items()))
         terminal.result(fields)
 
 

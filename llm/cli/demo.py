@@ -51,9 +51,9 @@ class Demo:
         checkpoint = _open(self.model, terminal)
         window = self.window or min(2048, checkpoint.config.max_position)
         windows = cut_windows(python_text("heldout"), checkpoint.tokenizer, window=window, max_windows=self.max_windows)
-        calibration = CalibrationText(calibration_window=min(1024, window), fisher_windows=4)
+        calibration = CalibrationText(calibration_windows=8, calibration_window=min(1024, window), fisher_windows=4)
         tokens = calibration.tokens(checkpoint)
-        statistics = calibration.statistics(checkpoint, terminal, tokens, seed=0)
+        statistics = calibration.collect(checkpoint, terminal, tokens, seed=0)
         reference = Reference(LanguageModel.from_weights(checkpoint.config, checkpoint.weights))
         original = evaluate(
             reference.model, windows, reference=reference, progress=lambda rows: terminal.track(rows, "original")

@@ -50,7 +50,7 @@ class Learn:
         for path in (self.out, figure):
             check_output(path, force=self.force, inputs=inputs)
         tokens = self.calibration.tokens(checkpoint)
-        statistics = self.calibration.statistics(checkpoint, terminal, tokens, seed=self.settings.seed)
+        statistics = self.calibration.collect(checkpoint, terminal, tokens, seed=self.settings.seed)
         begun, model = self.transforms, statistics.fingerprint.model
         session = Session(
             checkpoint,

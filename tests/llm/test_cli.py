@@ -109,6 +109,22 @@ def test_calibrate_writes_a_file_that_is_used_again_and_refused_elsewhere(place,
     fails(capsys, [*command, "--calibration-windows", "3"], "h.safetensors", "another text")
 
 
+def test_other_commands_find_what_calibrate_has_measured(place, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    small = ["--text", str(place / "text.txt"), "--calibration-window", "64", "--calibration-windows", "2", "--json"]
+    kept, model = tmp_path / "kept.safetensors", str(place / "model")
+    compress = ["compress", model, str(tmp_path / "out"), "--step", "0.1", "--states", "1", "--force", *small]
+    for to, of in (([], []), ([str(kept)], ["--statistics", str(kept)])):
+        assert run(["calibrate", model, *to, *small]) == 0
+        with monkeypatch.context() as patch:
+            patch.setattr("occ_llm.calibration.cache.calibrate", lambda *_, **__: pytest.fail("measured again"))
+            assert run([*compress, *of]) == 0
+    assert len(list((tmp_path / "cache").rglob("calibration/*.safetensors"))) == 1
+    capsys.readouterr()
+    fails(capsys, [*compress, "--statistics", str(kept), "--calibration-windows", "3"], "kept.safetensors", "text")
+    fails(capsys, ["calibrate", model, str(kept), "--statistics", str(kept)], "name one file")
+
+
 def test_outputs_are_refused_and_forced(place, compressed, capsys):
     before = (place / "out" / CONTAINER).read_bytes()
     fails(capsys, arguments(place), "out", "already exists", "--force")
