@@ -26,5 +26,7 @@ def gaussian_control(w: Float[Array, "rows columns"], *, key: Key[Array, ""]) ->
         >>> bool(abs(made[1].std() / made[0].std() - 8) < 1)
         True
     """
-    rows, columns = scale_field(w)
+    size = jnp.sqrt(jnp.mean(jnp.square(w)))
+    rows, columns = scale_field(w / jnp.where(size > 0, size, 1.0))
+    rows = rows * jnp.square(size)
     return (jnp.sqrt(rows * columns) * jax.random.normal(key, w.shape, rows.dtype)).astype(w.dtype)

@@ -6,9 +6,6 @@ from jaxtyping import Array, Float, Int, Int32, Key
 from occ_jax._pytree import pytree_dataclass
 from occ_jax.quantization.base import Quantizer, to_index, uniform_noise
 
-# An index outside the cost table is written beside the stream in whole bytes; two of them is the usual case.
-_ESCAPE_BITS = 16.0
-
 
 @pytree_dataclass
 class DeadZone(Quantizer):
@@ -76,9 +73,9 @@ def rdo_round(
         q = \arg\min_{k \in \{r - 1, r, r + 1\}} (y - \Delta k)^2 + \lambda\, b(k), \qquad
         r = \operatorname{round}(y / \Delta)
 
-    with ``b`` from a table of code lengths, as a :class:`~occ_jax.entropy.tables.FreqTable` gives it: column ``s``
-    of row ``c`` is the cost in context ``c`` of the index ``offset[c] + s``, and the last column is the escape,
-    whose index is written in 16 more bits or so. Its Lagrangian is never larger than that of plain rounding, and
+    with ``b`` from a table of code lengths, as :func:`~occ_jax.entropy.tables.cost_bits` makes it: column ``s`` of row
+    ``c`` is the cost in context ``c`` of the index ``offset[c] + s``, and the last column is that of every other index,
+    the escape and the value behind it. Its Lagrangian is never larger than that of plain rounding, and
     :math:`\lambda = 0` is plain rounding.
 
     Args:
@@ -114,8 +111,7 @@ def rdo_round(
     def lagrangian(q: Int32[Array, "*shape"]) -> Float[Array, "*shape"]:
         symbol = jnp.clip(q, first - 1, first + escape) - first
         inside = (symbol >= 0) & (symbol < escape)
-        inside_bits = cost_bits[contexts, jnp.where(inside, symbol, escape)]
-        bits = inside_bits + jnp.where(inside, 0.0, _ESCAPE_BITS).astype(cost_bits.dtype)
+        bits = cost_bits[contexts, jnp.where(inside, symbol, escape)]
         return (y - step * q.astype(y.dtype)) ** 2 + lmbda * bits.astype(y.dtype)
 
     # The nearest index stands first, so that a tie leaves it in place.

@@ -122,3 +122,5 @@ def test_the_control_has_the_scales_of_the_matrix_and_nothing_else():
     assert float(scale_field_bits(made)) == pytest.approx(float(scale_field_bits(T)), abs=0.05)
     correlation = np.corrcoef(np.asarray(made).ravel(), np.asarray(T).ravel())[0, 1]
     assert abs(correlation) < 4 / np.sqrt(T.size)
+    small = gaussian_control(2.0**-14 * T, key=KEY)
+    np.testing.assert_allclose(small, 2.0**-14 * made, rtol=1e-5, err_msg="the unit of the weights does not matter")

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from occ_jax.entropy.tables import cost_bits, from_counts
 from occ_jax.quantization import rdo_round
 
 RNG = np.random.default_rng(7)
@@ -23,7 +24,7 @@ def lagrangian(y, q, step, costs, contexts, lmbda):
     symbol = np.asarray(q) + REACH
     escape = costs.shape[1] - 1
     inside = (symbol >= 0) & (symbol < escape)
-    bits = np.where(inside, np.asarray(costs)[contexts, np.where(inside, symbol, escape)], 12.0 + 16)
+    bits = np.where(inside, np.asarray(costs)[contexts, np.where(inside, symbol, escape)], 12.0)
     return (np.asarray(y) - step * np.asarray(q)) ** 2 + lmbda * bits
 
 
@@ -86,3 +87,12 @@ def test_compiles_for_every_accelerator(lowers_everywhere):
     )
     jitted = jax.jit(lambda y: rdo_round(y, jnp.float32(0.5), costs, jnp.array([-REACH]), 0.1))
     assert jitted(jnp.zeros((3, 5))).shape == (3, 5)
+
+
+def test_a_table_of_the_coder_counts_an_escape_once():
+    """Zero in the table at one bit, and everything else behind an escape of one bit and two bytes."""
+    table = from_counts(np.array([1]), 0, precision=1)
+    costs = cost_bits(table)[None]
+    assert costs.tolist() == [[1.0, 17.0]]
+    for lmbda, expected in ((1 / 16.5, 1), (1 / 15.5, 0)):  # an error of one squared step for sixteen bits
+        assert rdo_round(jnp.array([1.0]), jnp.array(1.0), costs, jnp.array([0]), lmbda).tolist() == [expected]
