@@ -6,7 +6,6 @@ moment :math:`T H T^\top` and the operator stays what it was.
 """
 
 import dataclasses
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from ..config import ModelConfig
 from ..errors import OccError
 from ..folding import fold_norms
 from ..roles import LINEAR_KINDS, READS_RESIDUAL, kind_of, layer_of, linear_name
+from ..scratch import scratch
 from ..stored_coordinates import holds_transforms, load_coordinates
 from ..weights import Weights
 
@@ -163,7 +163,7 @@ def open_subject(
     """
     chosen = chosen_layers(config, layers)
     check_learned(config, learned or {}, chosen)
-    with tempfile.TemporaryDirectory(prefix="occ-analysis-") as folder:
+    with scratch("analysis") as folder:
         subject = Subject(
             config=config,
             weights=fold_norms(config, weights),

@@ -1,6 +1,5 @@
 """The baseline that others publish: integers of fixed width with shared scales, as a file in the same container."""
 
-import tempfile
 import time
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from ..coordinates import CoordinateName
 from ..errors import said_of
 from ..parallel import Track, untracked
 from ..roles import is_linear
+from ..scratch import scratch
 
 EMBEDDING_BITS = 8
 """How these files hold the embedding and a head of its own: the customary 8 bits, counted like everything else."""
@@ -67,8 +67,8 @@ def compress_integers(
     started = time.perf_counter()
     settings = Settings(bits=float(bits), coordinates=coordinates, transforms=transforms, seed=seed, feedback=feedback)
     network = prepare_network(checkpoint.config, checkpoint.weights, statistics, settings)
-    with tempfile.TemporaryDirectory(prefix="occ-factors-") as scratch:
-        factors = Factors(Path(scratch), damping=settings.damping, feedback=True) if feedback else None
+    with scratch("factors") as place:
+        factors = Factors(place, damping=settings.damping, feedback=True) if feedback else None
         with said_of(checkpoint.name):
             coded = {
                 name: _encode(network, name, factors, bits, group_size, clip)

@@ -81,8 +81,10 @@ def zero_sum(shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> Compensated
 def positive(fisher: Float[Array, " n"]) -> Float[Array, " n"]:
     """Fisher information of rows, of which none is left out altogether: a thousandth of the mean at least.
 
+    Where it is zero for all rows it says nothing, and all are alike.
+
     Example:
         >>> positive(jnp.array([2000.0, 0.0])).tolist()
         [2000.0, 1.0]
     """
-    return jnp.maximum(fisher, 1e-3 * fisher.mean())
+    return jnp.where(fisher.any(), jnp.maximum(fisher, 1e-3 * fisher.mean()), 1.0)

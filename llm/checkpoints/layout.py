@@ -1,5 +1,6 @@
 """The tensors that a Llama-family checkpoint must hold: one name and one shape each, derived from the config."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 
@@ -32,6 +33,11 @@ def tensor_shapes(config: ModelConfig) -> dict[str, Shape]:
     if not config.tie_word_embeddings:
         shapes[HEAD] = (config.vocab_size, config.hidden_size)
     return shapes
+
+
+def num_weights(config: ModelConfig) -> int:
+    """Entries of all matrices of a model."""
+    return sum(math.prod(shape) for shape in tensor_shapes(config).values() if len(shape) == 2)
 
 
 def check_depth(config: ModelConfig, num_tensors: int, source: str) -> None:

@@ -1,6 +1,7 @@
 """Entry point: parse, run, and turn every expected failure into one sentence and an exit code."""
 
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -51,10 +52,21 @@ def main(args: Sequence[str] | None = None) -> None:
     On a machine without an accelerator every core is a device of its own: quantization shares its rows between them.
     What has been compiled once is kept in the user's cache, unless ``JAX_COMPILATION_CACHE_DIR`` says where.
     """
+    interrupt_when_stopped()
     jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         _keep_compiled(cache_directory() / "compiled")
     sys.exit(run(args))
+
+
+def interrupt_when_stopped() -> None:
+    """Let a process that is asked to end, or whose terminal is closed, clean up as an interrupted one does.
+
+    A signal that the caller ignores (``nohup``) stays ignored.
+    """
+    for name in ("SIGTERM", "SIGHUP"):
+        if (number := getattr(signal, name, None)) is not None and signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
 
 
 def _keep_compiled(directory: Path) -> None:

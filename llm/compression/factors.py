@@ -72,8 +72,10 @@ class OutputFactors:
         """Factor of the Fisher matrix of a layer's outputs, by the name of its matrix.
 
         Raises:
-            ValueError: the matrix is zero or not finite; the message names the layer.
+            ValueError: the matrix is not finite; the message names the layer.
         """
+        if not fisher.any():
+            fisher = np.eye(len(fisher), dtype=fisher.dtype)  # nothing that these outputs feed matters: all are alike
         try:
             factor = prepare_outputs(fisher)
         except ValueError as error:

@@ -19,6 +19,7 @@ References:
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -114,26 +115,41 @@ def finish(
         progress: wraps the steps to show how far the work has come.
     """
     parameters = _initial(model, final_gain)
-    schedule = optax.cosine_decay_schedule(settings.learning_rate, settings.steps)
-    optimizer = optax.adam(schedule, b2=0.95)
-    state = optimizer.init(parameters)
-    params, remat = model.params, activation_bytes(model.config, target.tokens.shape[1]) > KEPT_BYTES
-
-    @jax.jit
-    def step(parameters, state, params, head, tokens, hidden):
-        divergence, gradient = jax.value_and_grad(_divergence)(
-            parameters, model.graphdef, params, head, tokens, hidden, remat=remat
-        )
-        with jax.numpy_dtype_promotion("standard"):
-            updates, state = optimizer.update(gradient, state, parameters)
-        return optax.apply_updates(parameters, updates), state, divergence
-
+    state = _optimizer(settings).init(parameters)
+    remat = activation_bytes(model.config, target.tokens.shape[1]) > KEPT_BYTES
+    step = partial(_step, graphdef=model.graphdef, settings=settings, remat=remat)
     log = []
     for window in progress(list(visits(len(target.tokens), settings.steps))):
         tokens, hidden = jnp.asarray(target.tokens[window]), jnp.asarray(target.hidden[window])
-        parameters, state, divergence = step(parameters, state, params, target.head, tokens, hidden)
+        parameters, state, divergence = step(parameters, state, model.params, target.head, tokens, hidden)
         log.append(float(divergence))
     return _tuned(model, jax.tree.map(np.asarray, parameters), np.asarray(log))
+
+
+def _optimizer(settings: FinishSettings) -> optax.GradientTransformation:
+    return optax.adam(optax.cosine_decay_schedule(settings.learning_rate, settings.steps), b2=0.95)
+
+
+@partial(jax.jit, static_argnames=("graphdef", "settings", "remat"))
+def _step(
+    parameters: Any,
+    state: optax.OptState,
+    params: Mapping[str, Any],
+    head: Float[Array, "vocab width"],
+    tokens: Int[Array, " length"],
+    hidden: Float[Array, "length width"],
+    *,
+    graphdef: Any,
+    settings: FinishSettings,
+    remat: bool,
+) -> tuple[Any, optax.OptState, Float[Array, ""]]:
+    """One update, and the divergence before it; compiled once for all files of a model."""
+    divergence, gradient = jax.value_and_grad(_divergence)(
+        parameters, graphdef, params, head, tokens, hidden, remat=remat
+    )
+    with jax.numpy_dtype_promotion("standard"):
+        updates, state = _optimizer(settings).update(gradient, state, parameters)
+    return optax.apply_updates(parameters, updates), state, divergence
 
 
 def activation_bytes(config: ModelConfig, length: int) -> int:

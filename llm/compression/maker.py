@@ -5,7 +5,6 @@ import functools
 import json
 import math
 import operator
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, final
@@ -23,6 +22,7 @@ from ..evaluation import Reference, Windows, evaluate
 from ..model import LanguageModel
 from ..parallel import Track, in_pairs
 from ..roles import is_linear, layer_of
+from ..scratch import scratch
 from .allocation import Allocation, allocate
 from .compressor import Compressor, encode_rest
 from .factors import Factors
@@ -31,9 +31,6 @@ from .sequential import Code, code_in_sequence
 from .settings import Settings
 from .sizes import Sizes, linear_bits, measure_sizes
 from .staging import Staging
-
-FINISH_BELOW = 3.0
-"""Bits per linear weight below which finishing is worth its time."""
 
 _SAME_TABLES = 0.15  # octaves that a step may move before the tables are estimated anew
 
@@ -88,16 +85,14 @@ class Maker:
         self._first: Allocation | None = None
         self._last: tuple[float, dict[str, CodedTensor]] | None = None
         self._made: tuple[float, dict[str, CodedTensor]] | None = None
+        self._growth = 0.0  # of the size, by finishing
         self._target: Target | None = None
         self._reference: Reference | None = None
 
     @property
     def finishes(self) -> bool:
         """Whether row scales and gains are tuned."""
-        if self._settings.finish != "auto" or self._tokens is None:
-            return self._settings.finish == "always"
-        bits = self._settings.bits
-        return (self.first_allocation().linear_bits if bits is None else bits) < FINISH_BELOW
+        return self._settings.finish == "always"
 
     @property
     def slope(self) -> float:
@@ -115,12 +110,26 @@ class Maker:
     def measure(self, step: float) -> float:
         """Make the file at a step and return what it has of the goal's kind.
 
-        Finishing changes no size by more than the tolerance, so sizes are measured before it.
+        A size is that of the file before finishing, and what :meth:`settles` has seen finishing add.
         """
         kind = self._settings.goal.kind
         if kind == "step":
             return step
-        return self._staging.measured(step, lambda: self._divergence(step) if kind == "kl" else self._size(step))
+        if kind == "kl":
+            return self._staging.measured(step, lambda: self._divergence(step))
+        return self._staging.measured(step, lambda: self._size(step, self.coded(step))) + self._growth
+
+    def settles(self, step: float) -> bool:
+        """Whether the file at a step still has the size that is asked for when it is finished.
+
+        If not, :meth:`measure` counts what finishing adds from now on.
+        """
+        goal = self._settings.goal
+        if goal.kind not in ("bits", "bytes") or not self.finishes:
+            return True
+        size = self._size(step, self._finished(step))
+        self._growth += size - self.measure(step)
+        return goal.met_by(size)
 
     def coded(self, step: float) -> dict[str, CodedTensor]:
         """Every tensor of the file at a step, before finishing."""
@@ -202,12 +211,11 @@ class Maker:
             self._made = step, self._tuned(coded) if self.finishes else coded
         return self._made[1]
 
-    def _size(self, step: float) -> float:
-        coded = self.coded(step)
+    def _size(self, step: float, coded: dict[str, CodedTensor]) -> float:
         if self._settings.goal.kind == "bits":
             return linear_bits(coded, self._allocation(step).codebook)
-        with tempfile.TemporaryDirectory(prefix="occ-size-") as scratch:
-            return float(self._write(Path(scratch), coded).file_bytes)
+        with scratch("size") as place:
+            return float(self._write(place, coded).file_bytes)
 
     def _divergence(self, step: float) -> float:
         assert self._tokens is not None
@@ -215,10 +223,10 @@ class Maker:
         if self._reference is None:
             self._reference = Reference(self._original())
         windows = Windows(tokens=self._tokens.held_back, num_bytes=1)
-        with tempfile.TemporaryDirectory(prefix="occ-measure-") as scratch:
-            self._write(Path(scratch), self._finished(step))
+        with scratch("measure") as place:
+            self._write(place, self._finished(step))
             quality = evaluate(
-                _open(Path(scratch)), windows, reference=self._reference, progress=lambda r: self._track(r, "measure")
+                _open(place), windows, reference=self._reference, progress=lambda r: self._track(r, "measure")
             )
         assert quality.kl_mean is not None
         return quality.kl_mean
@@ -232,10 +240,10 @@ class Maker:
         if self._target is None:
             windows = cut_shorter(self._tokens.finishing, settings.window)[: settings.steps]
             self._target = predict(self._original(), windows, lambda rows: self._track(rows, "predict"))
-        with tempfile.TemporaryDirectory(prefix="occ-finish-") as scratch:
-            self._write(Path(scratch), coded)
+        with scratch("finish") as place:
+            self._write(place, coded)
             tuned = finish(
-                _open(Path(scratch)),
+                _open(place),
                 self._target,
                 settings,
                 final_gain=BASIS not in coded,

@@ -11,6 +11,7 @@ from jaxtyping import Int
 from ..calibration import Statistics
 from ..checkpoints import Checkpoint
 from ..checkpoints.atomic import atomic_directory, check_output
+from ..checkpoints.layout import num_weights
 from ..errors import OccError, said_of
 from ..parallel import Track, untracked
 from .allocation import Allocation
@@ -24,6 +25,8 @@ from .staging import Staging, staging_directory
 from .survey import Survey, survey
 from .targets import search_step
 
+_FINISHED = 3  # files that are finished at most until the finished one has the size that is asked for
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compressed:
@@ -33,7 +36,7 @@ class Compressed:
         sizes: measured on the file.
         step: the global step.
         finished: whether row scales and gains were tuned.
-        seconds: wall time.
+        seconds: wall time, that of the survey included even if other files were made of it before.
         allocation: where the compression of another rate of the same network may start.
         slopes: what the errors of groups of layers cost, if the sensitivity was corrected.
     """
@@ -79,6 +82,9 @@ def compress(
     """
     started = time.perf_counter()
     _check_tokens(settings, tokens)
+    settings = settings.decided(num_weights(checkpoint.config))
+    if tokens is None:
+        settings = dataclasses.replace(settings, finish="never")
     inputs = [checkpoint.path] if checkpoint.path is not None else []
     check_output(out, force=force, inputs=inputs)
     staging = Staging(staging_directory(statistics.fingerprint, settings, *_seen(settings, tokens), near=near))
@@ -94,7 +100,11 @@ def compress(
                 found = corrected(found, slopes)
             maker = Maker(checkpoint, Compressor(found, settings, track), settings, staging, tokens, track, near=near)
             first = maker.first_allocation()
-            step = search_step(settings.goal, first.step, maker.measure, slope=maker.slope)
+            step = first.step
+            for _ in range(_FINISHED):
+                step = search_step(settings.goal, step, maker.measure, slope=maker.slope)
+                if maker.settles(step):
+                    break
             with atomic_directory(out, force=force, inputs=inputs) as directory:
                 sizes = maker.write(directory, step)
                 card = model_card(checkpoint.name, settings, sizes, text, finished=maker.finishes)
@@ -104,7 +114,7 @@ def compress(
         sizes=sizes,
         step=step,
         finished=maker.finishes,
-        seconds=time.perf_counter() - started,
+        seconds=time.perf_counter() - started + (surveyed.seconds if surveyed else 0.0),
         allocation=first,
         slopes=slopes,
     )

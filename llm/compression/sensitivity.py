@@ -65,6 +65,6 @@ def _of_embedding(statistics: Statistics) -> Sensitivity:
 
 
 def _positive(fisher: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """Keep rows that never mattered on the text from being thrown away altogether."""
+    """Keep rows that never mattered on the text from being thrown away altogether; where none did, all are alike."""
     fisher = np.asarray(fisher, np.float64)
-    return np.maximum(fisher, 1e-3 * fisher.mean())
+    return np.maximum(fisher, 1e-3 * fisher.mean()) if fisher.any() else np.ones_like(fisher)

@@ -12,7 +12,6 @@ References:
 """
 
 import functools
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from occ_jax.quantization.hessian import prepare_hessian
 from ..calibration import QuantizedPrefix
 from ..calibration.statistics import sandwich
 from ..roles import EMBEDDING, HEAD, LINEAR_KINDS, linear_name
+from ..scratch import scratch
 from ..weights import DerivedWeights
 from .factors import Factors
 from .network import Network
@@ -60,8 +60,8 @@ def code_in_sequence(
     prefix = QuantizedPrefix(network.config, DerivedWeights(network.weights, {EMBEDDING: lambda _: embedding}), windows)
 
     def renewed(names: Sequence[str], hessians: Callable[[], Mapping[str, np.ndarray]]) -> Mapping[str, CodedTensor]:
-        with tempfile.TemporaryDirectory(prefix="occ-factors-") as scratch:
-            return code(names, functools.partial(_factors, Path(scratch), network, hessians, damping))
+        with scratch("factors") as place:
+            return code(names, functools.partial(_factors, place, network, hessians, damping))
 
     blocks = [f"block {layer}" for layer in range(network.config.num_layers)]
     for layer, _ in enumerate(progress(blocks)):

@@ -12,20 +12,23 @@ from .targets import Goal, Kind
 GOALS: tuple[Kind, ...] = ("bits", "bytes", "kl", "step")
 STATES = (1, 4, 8, 16, 32, 64, 128, 256)
 
-OUTPUTS_BELOW = 3.0
-"""Bits per linear weight below which feedback along the outputs has been seen to pay."""
+LOW_RATE = 3.0
+"""Bits per weight below which finishing is worth its time and feedback along the outputs has been seen to pay."""
+
+LOW_RATE_KL = 0.08
+"""Divergence that about as many bits leave of SmolLM2-135M, nats per token: ``auto`` goes by it under ``--kl``."""
 
 Choice = Literal["auto", "always", "never"]
 
 
-def feeds_rows(choice: Choice, bits: float | None) -> bool:
-    """Whether later rows make up for the errors of earlier ones in a file of so many bits per linear weight.
+def decide(choice: Choice, *, low_rate: bool) -> bool:
+    """What a choice comes to where it is for low rates.
 
     Example:
-        >>> feeds_rows("auto", 2.0), feeds_rows("auto", None), feeds_rows("always", 4.0)
+        >>> decide("auto", low_rate=True), decide("auto", low_rate=False), decide("always", low_rate=False)
         (True, False, True)
     """
-    return choice == "always" or (choice == "auto" and bits is not None and bits < OUTPUTS_BELOW)
+    return choice == "always" or (choice == "auto" and low_rate)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +57,7 @@ class Settings:
     """Let later weights make up for the rounding errors of earlier ones (GPTQ, LDLQ)."""
     output_feedback: Choice = "auto"
     """Let later rows, too, make up for the errors of earlier ones, by what the gradients of a layer's outputs have in
-    common; auto does so where --bits asks for less than 3, and the other feedback is on."""
+    common; auto does so at low rates: below 3 --bits, as many of all weights in --bytes, above a --kl of 0.08."""
     embedding_bits: int | None = None
     """Hold the embedding (and a head of its own) in integers of this width, groups of 64, as others do; by default
     they follow the same dial as everything else, and take fewer bytes at equal quality."""
@@ -65,7 +68,7 @@ class Settings:
     correct_sensitivity: bool = False
     """Quantize once beforehand, measure what the errors of each group of layers really cost, and move its steps."""
     finish: Choice = "auto"
-    """Tune norm gains and row scales to the original's predictions afterwards; auto does so below 3 bits."""
+    """Tune norm gains and row scales to the original's predictions afterwards; auto does so at low rates."""
     finish_steps: int = 48
     """Steps of that, one window of 512 tokens each."""
     seed: int = 0
@@ -99,10 +102,35 @@ class Settings:
         kind: Kind = next(kind for kind in GOALS if getattr(self, kind) is not None)
         return Goal(kind=kind, value=float(getattr(self, kind)))
 
+    def decided(self, num_weights: int) -> "Settings":
+        """The same settings with nothing left to ``auto``.
+
+        Args:
+            num_weights: of the model's matrices.
+
+        Example:
+            >>> Settings(bytes=30_000_000).decided(134_000_000).finish
+            'always'
+        """
+        goal, low_rate = self.goal, False  # whoever gives a step knows what it comes to, and says the rest, too
+        match goal.kind:
+            case "bits":
+                low_rate = goal.value < LOW_RATE
+            case "bytes":
+                low_rate = 8 * goal.value < LOW_RATE * num_weights
+            case "kl":
+                low_rate = goal.value > LOW_RATE_KL
+        finishes, feeds = (decide(c, low_rate=low_rate) for c in (self.finish, self.output_feedback))
+        return dataclasses.replace(
+            self,
+            finish="always" if finishes else "never",
+            output_feedback="always" if feeds and self.feedback else "never",
+        )
+
     @property
     def feeds_rows(self) -> bool:
-        """Whether later rows make up for the errors of earlier ones."""
-        return self.feedback and feeds_rows(self.output_feedback, self.bits)
+        """Whether later rows make up for the errors of earlier ones; ask after :meth:`decided`."""
+        return self.output_feedback == "always"
 
     @property
     def quantizer(self) -> str:

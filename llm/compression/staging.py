@@ -17,9 +17,12 @@ from occ_jax.codec import CodedTensor, FormatError, open_container, write_contai
 from occ_jax.quantization.codebook import Codebook, codebook_from_bytes, codebook_to_bytes
 
 from ..calibration import Fingerprint
-from ..checkpoints.named import cache_directory, sha256_of
+from ..checkpoints.named import sha256_of
+from ..scratch import unfinished
 from .allocation import Allocation
 from .settings import Settings
+
+_PROCEDURE = 9  # part of the name of a compression: to be raised when the same settings make another file
 
 
 class Staging:
@@ -135,8 +138,8 @@ def staging_directory(
     chosen = dataclasses.asdict(settings)
     if (learned := chosen.pop("transforms")) is not None:
         chosen["transforms"] = sha256_of(learned) if learned.is_file() else str(learned)
-    identity = json.dumps([fingerprint.digest, chosen, seen, near and _fields(near), 8], sort_keys=True)
-    return cache_directory() / "unfinished" / hashlib.sha256(identity.encode()).hexdigest()[:32]
+    identity = json.dumps([fingerprint.digest, chosen, seen, near and _fields(near), _PROCEDURE], sort_keys=True)
+    return unfinished() / hashlib.sha256(identity.encode()).hexdigest()[:32]
 
 
 def _fields(allocation: Allocation) -> dict[str, Any]:

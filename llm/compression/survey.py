@@ -5,18 +5,19 @@ Nothing here depends on how small a file is to be, so one survey serves every ra
 
 import contextlib
 import dataclasses
-import tempfile
+import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
 from ..calibration import Statistics
 from ..checkpoints import Checkpoint
+from ..checkpoints.layout import num_weights
 from ..errors import said_of
 from ..parallel import Track, in_pairs, untracked
 from ..roles import is_linear
+from ..scratch import scratch
 from .allocation import probe_rows
 from .factors import Factors, OutputFactors
 from .network import Network, prepare_network
@@ -35,6 +36,7 @@ class Survey:
         plans: relative steps and scale classes by name of the matrix, in the order of the network.
         probes: a few rows of every matrix.
         premises: the settings that this depends on.
+        seconds: wall time that it took.
     """
 
     network: Network
@@ -43,10 +45,11 @@ class Survey:
     plans: Mapping[str, MatrixPlan]
     probes: Mapping[str, Float[np.ndarray, "rows d_in"]]
     premises: tuple
+    seconds: float
 
     def serves(self, settings: Settings) -> bool:
         """Whether the survey was made under the same settings, as far as it depends on them."""
-        return self.premises == _premises(settings)
+        return self.premises == _premises(settings.decided(num_weights(self.network.config)))
 
 
 @contextlib.contextmanager
@@ -68,9 +71,11 @@ def survey(
     Raises:
         OccError: a matrix is not finite, or a second moment is singular.
     """
-    with tempfile.TemporaryDirectory(prefix="occ-survey-") as scratch:
-        factors = Factors(Path(scratch), damping=settings.damping, feedback=settings.feedback)
-        outputs = OutputFactors(Path(scratch)) if settings.feeds_rows else None
+    settings = settings.decided(num_weights(checkpoint.config))
+    started = time.perf_counter()
+    with scratch("survey") as place:
+        factors = Factors(place, damping=settings.damping, feedback=settings.feedback)
+        outputs = OutputFactors(place) if settings.feeds_rows else None
         plans: dict[str, MatrixPlan] = {}
         probes: dict[str, np.ndarray] = {}
         with said_of(checkpoint.name):
@@ -92,6 +97,7 @@ def survey(
             plans=plans,
             probes=probes,
             premises=_premises(settings),
+            seconds=time.perf_counter() - started,
         )
 
 

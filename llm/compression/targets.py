@@ -23,6 +23,8 @@ KL_TOLERANCE = 0.03
 MAX_ATTEMPTS = 12
 """Files that are made at most."""
 
+_LEAST = 1e-12  # nats per token
+
 _LARGEST_MOVE = 4.0  # octaves of the step in one correction
 
 
@@ -73,7 +75,7 @@ def search_step(goal: Goal, first: float, measure: Callable[[float], float], *, 
     Raises:
         OccError: no step meets the goal; the message says what was reached.
     """
-    scale = math.log2 if goal.kind == "kl" else lambda value: value
+    scale = _logarithm if goal.kind == "kl" else lambda value: value
     known: list[tuple[float, float]] = []  # log2 step, miss
     seen: list[float] = []
     step = first
@@ -84,10 +86,18 @@ def search_step(goal: Goal, first: float, measure: Callable[[float], float], *, 
         seen.append(achieved)
         known.append((math.log2(step), scale(achieved) - scale(goal.value)))
         step = 2.0 ** _next(known, slope)
+    nearest = min(seen, key=lambda value: abs(value - goal.value))
+    lies_inside = min(seen) <= goal.value <= max(seen)
+    advice = f"the nearest, {goal.describe(nearest)}, can be had" if lies_inside else "choose a target in that range"
     raise OccError(
         f"no step gives {goal.describe(goal.value)}: {len(seen)} files reached "
-        f"{goal.describe(min(seen))} to {goal.describe(max(seen))}; choose a target in that range"
+        f"{goal.describe(min(seen))} to {goal.describe(max(seen))}; {advice}"
     )
+
+
+def _logarithm(divergence: float) -> float:
+    """A divergence of nearly nothing may come out as zero, or less, in floats."""
+    return math.log2(max(divergence, _LEAST))
 
 
 def _next(known: list[tuple[float, float]], slope: float) -> float:

@@ -20,7 +20,6 @@ from occ_jax.learned import FitLog, RateDistortion
 from ..calibration import Statistics
 from ..calibration.fingerprint import text_digest
 from ..checkpoints import Checkpoint
-from ..checkpoints.named import cache_directory
 from ..compression.finishing import cut_shorter, predict
 from ..compression.network import as_decoded
 from ..coordinates import Coordinates, choose_coordinates
@@ -29,6 +28,7 @@ from ..evaluation.quality import token_nll
 from ..folding import fold_norms
 from ..model import LanguageModel, observe
 from ..roles import EMBEDDING, HEAD, is_linear
+from ..scratch import unfinished
 from ..weights import Weights
 from .end_to_end import EndToEnd
 from .layerwise import Layerwise, Points
@@ -203,8 +203,7 @@ class Session:
         return {"original": self._identity, "start": self._start, "learned": learned, "coded": as_decoded(learned)}
 
     def _trained(self, train: Callable[..., Learned], label: str) -> Learned:
-        state = cache_directory() / "unfinished" / f"learn-{self._digest(label)}.safetensors"
-        state.parent.mkdir(parents=True, exist_ok=True)
+        state = unfinished() / f"learn-{self._digest(label)}.safetensors"
         with self._progress(label, self._settings.num_steps) as advance:
             shown = 0
 

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from ..compression.settings import Choice, feeds_rows
+from ..compression.settings import LOW_RATE, Choice, decide
 from ..errors import OccError
 from .losses import RateName
 from .placements import SCALINGS, Placement
@@ -97,7 +97,7 @@ class LearnSettings:
     @property
     def feeds_rows(self) -> bool:
         """Whether rows of the file will make up for each other."""
-        return self.objective == "scales" and feeds_rows(self.output_feedback, self.target_bits)
+        return self.objective == "scales" and decide(self.output_feedback, low_rate=self.target_bits < LOW_RATE)
 
     @property
     def end_to_end(self) -> bool:

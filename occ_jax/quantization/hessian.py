@@ -81,7 +81,9 @@ def prepare_hessian(
         raise ValueError(f"damping is {damping}: take 0 or more, 0.01 is usual")
     diagonal = np.diagonal(h)
     dead = np.flatnonzero(diagonal <= 0)
-    if diagonal.max() <= 0 or (damping == 0 and dead.size):
+    if diagonal.max() <= 0:
+        raise ValueError(f"the second moment of all {len(h)} channels is zero: collect it from other text")
+    if damping == 0 and dead.size:
         raise ValueError(
             f"{dead.size} input channels never carry a signal (first: {dead[:5].tolist()}): damp the second moment, "
             "or collect it from more text"

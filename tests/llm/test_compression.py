@@ -215,6 +215,16 @@ def test_bytes_are_met(toy, toy_statistics, tmp_path):
         compress(toy, tmp_path / "c", toy_statistics, Settings(bytes=300))
 
 
+@pytest.mark.parametrize("goal", [{"bits": 2.5}, {"bytes": 17_000}])
+def test_finished_files_have_the_size_that_was_asked_for(goal, toy, toy_statistics, text, tmp_path):
+    """On a network so small finishing adds more than the tolerance, and the step makes up for it."""
+    settings = Settings(**goal, states=1, finish_steps=20)
+    made = compress(toy, tmp_path / "out", toy_statistics, settings, tokens=text)
+    assert made.finished
+    reached = made.sizes.linear_bits_per_weight if "bits" in goal else made.sizes.file_bytes
+    assert reached == pytest.approx(next(iter(goal.values())), rel=0.005)
+
+
 def test_a_divergence_is_met_on_held_back_text_and_finishing_helps(toy, toy_statistics, toy_tokens, tmp_path):
     with pytest.raises(OccError, match="held-back text"):
         compress(toy, tmp_path / "a", toy_statistics, Settings(kl=0.01))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from occ_llm.compression import Settings, compress
+from occ_llm.compression import Settings, compress, finishing
 from occ_llm.compression.finishing import FinishSettings, finish, predict
 from occ_llm.model import LanguageModel
 from occ_llm.roles import FINAL_NORM, is_linear
@@ -87,3 +87,16 @@ def test_the_same_twice(toy_config, toy_weights, toy_tokens):
 def test_files_below_three_bits_are_finished(bits, finished, toy, toy_statistics, text, tmp_path):
     settings = Settings(bits=bits, states=1, finish_steps=1)
     assert compress(toy, tmp_path / "out", toy_statistics, settings, tokens=text).finished is finished
+
+
+def test_one_compilation_serves_all_files_of_a_model(toy_config, toy_weights, toy_tokens):
+    config = toy_config()
+    weights = toy_weights(config)
+    target = predict(LanguageModel.from_weights(config, weights), toy_tokens)
+    compiled = []
+    for seed in (0, 1):
+        _, wrong = distorted(weights, np.random.default_rng(seed))
+        model = LanguageModel.from_weights(config, wrong)
+        finish(model, target, FinishSettings(steps=2), final_gain=True)
+        compiled.append(finishing._step._cache_size())
+    assert compiled[0] == compiled[1]

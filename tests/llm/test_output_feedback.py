@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from occ_llm.bench import Method
 from occ_llm.calibration import calibrate
+from occ_llm.calibration.statistics import fisher_name
 from occ_llm.checkpoints.compressed import CONTAINER
 from occ_llm.compression import Settings, compress
 from occ_llm.compression.network import prepare_network
 from occ_llm.compression.survey import survey
-from occ_llm.roles import is_linear
+from occ_llm.roles import is_linear, linear_name
 
 from occ_jax.codec import decode_tensor, open_container
 
@@ -75,20 +76,52 @@ def test_blocks_in_sequence_keep_it(toy, toy_config, toy_weights, toy_tokens, te
     assert made.sizes.file_bytes == (tmp_path / "out" / CONTAINER).stat().st_size
 
 
+@pytest.mark.parametrize("outputs", ["never", "always"])
+def test_outputs_that_nothing_listens_to_are_coded_all_the_same(outputs, toy, toy_statistics, tmp_path):
+    """A block whose output projection is zero has values without any influence."""
+    silent = {name: np.zeros_like(toy_statistics.tensors[fisher_name(linear_name(0, name))]) for name in "v"}
+    tensors = {**toy_statistics.tensors, **{fisher_name(linear_name(0, name)): zero for name, zero in silent.items()}}
+    statistics = dataclasses.replace(toy_statistics, tensors=tensors)
+    made = compress(toy, tmp_path / "out", statistics, Settings(bits=BITS, states=1, output_feedback=outputs))
+    assert made.sizes.linear_bits_per_weight == pytest.approx(BITS, rel=0.005)
+
+
 def test_without_feedback_along_inputs_there_is_none_along_outputs(toy, toy_statistics):
     settings = Settings(bits=BITS, feedback=False, output_feedback="always")
-    assert not settings.feeds_rows
     with survey(toy, toy_statistics, settings) as found:
         assert found.outputs is None
 
 
 @pytest.mark.parametrize(
-    ("chosen", "feeds"),
-    [({"bits": 2.5}, True), ({"bits": 3.0}, False), ({"step": 0.1}, False), ({"bits": 2.5, "feedback": False}, False)],
+    ("chosen", "low"),
+    [
+        ({"bits": 2.5}, True),
+        ({"bits": 3.0}, False),
+        ({"step": 0.1}, False),
+        ({"kl": 0.3}, True),
+        ({"kl": 0.02}, False),
+        ({"bytes": 370_000}, True),
+        ({"bytes": 380_000}, False),
+    ],
 )
-def test_by_default_it_is_there_where_it_was_seen_to_pay(chosen, feeds):
-    assert Settings(**chosen).feeds_rows == feeds
-    assert not Settings(**chosen, output_feedback="never").feeds_rows
+def test_low_rates_are_finished_and_feed_rows_by_default(chosen, low):
+    decided = Settings(**chosen).decided(1_000_000)
+    assert (decided.feeds_rows, decided.finish) == (low, "always" if low else "never")
+    assert not Settings(**chosen, output_feedback="never").decided(1_000_000).feeds_rows
+    assert not Settings(**chosen, feedback=False).decided(1_000_000).feeds_rows
+    assert Settings(**chosen, finish="always").decided(1_000_000).finish == "always"
+    assert decided.decided(1_000_000) == decided
+
+
+def test_a_target_divergence_above_the_threshold_gets_both(toy, toy_statistics, text, tmp_path):
+    held = dataclasses.replace(text, held_back=text.finishing[:1])
+    for name, kl in (("low", 0.3), ("high", 0.05)):
+        compress(toy, tmp_path / name, toy_statistics, Settings(kl=kl, states=1, finish_steps=4), tokens=held)
+    low, high = ((tmp_path / name / "README.md").read_text() for name in ("low", "high"))
+    assert "along inputs and outputs" in low
+    assert "row scales and norm gains" in low
+    assert "along inputs and outputs" not in high
+    assert "row scales and norm gains" not in high
 
 
 def test_a_method_of_the_bench():

@@ -48,3 +48,16 @@ def test_a_step_is_taken_as_it_is():
 def test_what_cannot_be_reached_is_said_with_the_range():
     with pytest.raises(OccError, match=r"no step gives 1 bits.*reached 2.* bits .* to 2.* bits.*choose a target"):
         search_step(Goal(kind="bits", value=1.0), 0.1, lambda step: 2.0 + 1 / (1 + step), slope=-1.0)
+
+
+def test_a_divergence_of_nothing_ends_the_search_with_a_sentence():
+    with pytest.raises(OccError, match="choose a target in that range"):
+        search_step(Goal(kind="kl", value=1e-9), 0.1, lambda step: max(1e-6 * step - 1e-8, -1e-9) + 1e-7, slope=2.0)
+    assert search_step(Goal(kind="kl", value=0.01), 1e-3, lambda step: step - 1e-3, slope=2.0) == pytest.approx(
+        0.011, rel=0.03
+    )
+
+
+def test_a_target_between_two_files_names_the_nearest():
+    with pytest.raises(OccError, match=r"the nearest, 2 bits per linear weight, can be had"):
+        search_step(Goal(kind="bits", value=2.4), 0.1, lambda step: 2.0 if step > 0.1 else 3.0, slope=-1.0)

@@ -1,0 +1,65 @@
+"""Places on disk for work that does not fit in memory, and for work that an interrupt may leave unfinished.
+
+They lie in the user's cache, as temporary directories are often held in memory.
+"""
+
+import contextlib
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from .checkpoints.named import cache_directory
+
+_OWNER = "owner"
+
+_DAYS_UNFINISHED = 30
+
+
+@contextlib.contextmanager
+def scratch(purpose: str) -> Iterator[Path]:
+    """A directory that is gone at the end; if the process was killed, when another one asks for scratch.
+
+    Args:
+        purpose: part of its name.
+    """
+    root = cache_directory() / "scratch"
+    root.mkdir(parents=True, exist_ok=True)
+    for place in root.iterdir():
+        if _is_abandoned(place / _OWNER):
+            shutil.rmtree(place, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f"{purpose}-", dir=root, ignore_cleanup_errors=True) as made:
+        (Path(made) / _OWNER).write_text(f"{os.getpid()} {platform.node()}", encoding="utf-8")
+        inside = Path(made) / "files"
+        inside.mkdir()
+        yield inside
+
+
+def unfinished() -> Path:
+    """Where unfinished work waits to be resumed; what nobody has gone on with for a month is forgotten."""
+    root = cache_directory() / "unfinished"
+    root.mkdir(parents=True, exist_ok=True)
+    oldest = time.time() - _DAYS_UNFINISHED * 24 * 3600
+    for place in root.iterdir():
+        with contextlib.suppress(OSError):
+            if max(path.stat().st_mtime for path in (place, *place.rglob("*"))) > oldest:
+                continue
+            shutil.rmtree(place) if place.is_dir() else place.unlink()
+    return root
+
+
+def _is_abandoned(owner: Path) -> bool:
+    """Whether the process on this machine that a directory was made by is gone; never sure on Windows."""
+    try:
+        pid, host = owner.read_text(encoding="utf-8").split(maxsplit=1)
+        if os.name != "posix" or host != platform.node():
+            return False
+        os.kill(int(pid), 0)  # asks whether it is there
+    except ProcessLookupError:
+        return True
+    except (OSError, ValueError):
+        return False  # being made just now, or somebody else's
+    return False
