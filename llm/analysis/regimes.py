@@ -23,6 +23,7 @@ from occ_jax.codec.lattice import dequantize_lattice
 from occ_jax.entropy.empirical import empirical_entropy_bits
 from occ_jax.metrics import coding_gain_bits, kurtosis, l2_norm, linf_rms_ratio, participation_ratio
 from occ_jax.quantization.codebook import Codebook
+from occ_jax.quantization.hessian import DAMPING
 from occ_jax.quantization.scales import class_sigmas
 from occ_jax.quantization.trellis import gaussian_codebook
 from occ_jax.transforms import KLT, Transform
@@ -35,9 +36,6 @@ from .subject import Subject, inputs_of, to_coordinates
 
 STEP_RMS = 0.5
 """Step, in root mean squares of the matrix: about 3 bits for a Gaussian."""
-
-DAMPING = 0.01
-"""Share of the mean diagonal that is added to a second moment before its coding gain is taken, as in a compression."""
 
 TOP = 0.01
 """Share of the coefficients that counts as the largest."""

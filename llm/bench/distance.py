@@ -37,7 +37,7 @@ from occ_jax.codec import Levels, decode_tensor, encode_lattice
 from occ_jax.metrics import rate_at_distortion
 from occ_jax.quantization.codebook import Codebook, codebook_to_bytes, search_tables
 from occ_jax.quantization.feedback import FeedbackResult, quantize_with_feedback
-from occ_jax.quantization.hessian import HessianFactor, prepare_hessian
+from occ_jax.quantization.hessian import HessianFactor, damp, prepare_hessian
 from occ_jax.quantization.scales import CLASS_SHIFT, class_sigmas
 from occ_jax.quantization.trellis import gaussian_codebook, gaussian_statistics
 
@@ -49,7 +49,6 @@ from ..compression.sensitivity import Sensitivity
 from ..parallel import Track, untracked
 from ..roles import is_linear, layer_of
 
-DAMPING = 0.01
 _LANE_SYMBOLS = 1 << 14
 _FIT_ROUNDS = 12
 
@@ -160,7 +159,7 @@ def measure_distances(
 def _layers(network: Network, names: Iterable[str]) -> Iterator[_Layer]:
     for name in names:
         w, sensitivity = network.coefficients(name), network.sensitivity(name)
-        factor = prepare_hessian(sensitivity.hessian, damping=DAMPING)
+        factor = prepare_hessian(sensitivity.hessian)
         plan = plan_matrix(name, w, factor.relative_steps, sensitivity.rows)
         yield _Layer(name=name, w=w, sensitivity=sensitivity, factor=factor, plan=plan)
 
@@ -169,8 +168,7 @@ def _distance(layer: _Layer, levels: Levels, codebook: Codebook, table_bits: flo
     q = np.asarray(layer.quantize(levels, codebook).q)
     coded = encode_lattice(q, levels, codebook, lane_symbols=_LANE_SYMBOLS)
     bits = 8 * coded.num_bytes / q.size + table_bits
-    h = np.array(layer.sensitivity.hessian, np.float64)
-    h[np.diag_indices_from(h)] += DAMPING * np.diagonal(h).mean()
+    h = damp(np.array(layer.sensitivity.hessian, np.float64))
     error = layer.w.astype(np.float64) - decode_tensor(coded)
     distortion = float(layer.sensitivity.rows @ np.sum((error @ h) * error, 1)) / q.size
     source = source_variances(layer.w, layer.sensitivity.rows, h, layer.factor.diagonal)

@@ -7,17 +7,18 @@ import jax
 import numpy as np
 
 from occ_jax.codec import CodedTensor, encode_affine
+from occ_jax.quantization.hessian import DAMPING
 from occ_jax.quantization.integer_feedback import quantize_integers
 from occ_jax.transforms import Identity
 
 from ..calibration import Statistics
 from ..checkpoints import Checkpoint
 from ..checkpoints.atomic import atomic_directory
-from ..compression import Settings, Sizes
+from ..compression import Sizes
 from ..compression.compressor import encode_integers, encode_rest
 from ..compression.factors import Factors
 from ..compression.input_bases import BASIS_BITS
-from ..compression.maker import write_model
+from ..compression.model_files import write_model
 from ..compression.network import Network, prepare_network
 from ..coordinates import CoordinateName
 from ..errors import said_of
@@ -65,10 +66,10 @@ def compress_integers(
         OccError: weights or statistics that cannot be used; the message names the matrix.
     """
     started = time.perf_counter()
-    settings = Settings(bits=float(bits), coordinates=coordinates, transforms=transforms, seed=seed, feedback=feedback)
-    network = prepare_network(checkpoint.config, checkpoint.weights, statistics, settings)
+    choice = {"coordinates": coordinates, "transforms": transforms, "seed": seed}
+    network = prepare_network(checkpoint.config, checkpoint.weights, statistics, **choice)
     with scratch("factors") as place:
-        factors = Factors(place, damping=settings.damping, feedback=True) if feedback else None
+        factors = Factors(place, damping=DAMPING, feedback=True) if feedback else None
         with said_of(checkpoint.name):
             coded = {
                 name: _encode(network, name, factors, bits, group_size, clip)

@@ -79,8 +79,17 @@ class Method:
         return "rtn" not in self.quantizer
 
     @property
-    def parameter(self) -> int:
-        """Group size of integers, states of the trellis of the others."""
+    def group_size(self) -> int | None:
+        """Weights that share a scale, of integers."""
+        return self._number if self.is_integer else None
+
+    @property
+    def states(self) -> int | None:
+        """States of the trellis, of what is entropy-coded; 1 is scalar."""
+        return None if self.is_integer else self._number
+
+    @property
+    def _number(self) -> int:
         numbers = [int(part) for part in self.quantizer.split("-") if part.isdigit()]
         return numbers[0] if numbers else 1
 
@@ -98,9 +107,9 @@ class Method:
     def label(self) -> str:
         """Name of the quantizer in tables; whether it has feedback is said beside it."""
         if self.is_integer:
-            name = f"integers, groups of {self.parameter}"
+            name = f"integers, groups of {self.group_size}"
         else:
-            name = "scalar" if self.parameter == 1 else f"trellis {self.parameter}"
+            name = "scalar" if self.states == 1 else f"trellis {self.states}"
             name = f"{name}, embedding in 8 bits" if self.embedding_bits else name
         return ", ".join((name, *self.extras))
 
@@ -155,7 +164,7 @@ def make_file(
     Raises:
         OccError: the method cannot make such a file.
     """
-    if method.is_integer:
+    if method.group_size is not None:
         return compress_integers(
             checkpoint,
             out,
@@ -164,17 +173,18 @@ def make_file(
             seed=method.seed,
             transforms=method.transforms,
             bits=int(rate),
-            group_size=method.parameter,
+            group_size=method.group_size,
             feedback=method.feedback,
             clip="clipped" in method.extras,
             track=track,
         )
+    assert method.states is not None
     settings = Settings(
         bits=rate + transform_bits,
         coordinates=method.coordinates,
         transforms=method.transforms,
         seed=method.seed,
-        states=method.parameter,
+        states=method.states,
         feedback=method.feedback,
         output_feedback="always" if "outputs" in method.extras else "never",
         embedding_bits=method.embedding_bits,

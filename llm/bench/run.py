@@ -10,7 +10,7 @@ from pathlib import Path
 from ..calibration import Statistics
 from ..calibration.fingerprint import text_digest
 from ..checkpoints import Checkpoint
-from ..compression import CalibrationTokens, Settings
+from ..compression import CalibrationTokens
 from ..compression.network import prepare_network
 from ..errors import OccError
 from ..evaluation import Reference, Windows, evaluate
@@ -128,8 +128,8 @@ class Bench:
     @cached_property
     def input_bases_bits(self) -> float:
         """Bits per linear weight of the stored bases of ``klt-inputs``: the same for all quantizers and rates."""
-        settings = Settings(bits=1.0, coordinates="klt-inputs")
-        network = prepare_network(self._checkpoint.config, self._checkpoint.weights, self._statistics, settings)
+        checkpoint = self._checkpoint
+        network = prepare_network(checkpoint.config, checkpoint.weights, self._statistics, coordinates="klt-inputs")
         linear = [name for name in network.matrices if is_linear(name)]
         bits = sum(network.transform_bits(name) for name in self._track(linear, "bases of inputs"))
         return bits / sum(self._checkpoint.weights[name].size for name in linear)

@@ -5,8 +5,9 @@ from .collect import calibrate, check_windows
 from .fingerprint import Fingerprint, fingerprint
 from .head import draw, head_gradient, label_bits
 from .moments import CompensatedSum, gram, zero_sum
+from .moved import conjugate, moved_diagonal, rotate_statistics, sandwich, space_of
 from .sequential import QuantizedPrefix
-from .statistics import Statistics, conjugate, moved_diagonal, rotate_statistics, sandwich, space_of, statistic_shapes
+from .statistics import Statistics, statistic_shapes
 from .storage import load_statistics, save_statistics
 from .text import calibration_windows, spread
 

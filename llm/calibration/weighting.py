@@ -40,8 +40,6 @@ LARGEST_WEIGHT = 20.0
 LEAST_WEIGHT = 1e-6
 """So that a moment stays one where no output matters at all."""
 
-DAMPING = 0.01
-
 
 class Tokens(NamedTuple):
     """What some tokens bring to the layers that read one input.
@@ -87,7 +85,7 @@ def _moment(batches: Sequence[Tokens], rows: Mapping[str, Float[Array, " rows"]]
 def _inverse_root(moment: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
     if not np.isfinite(moment).all():  # said where the sums are finished
         return np.full_like(moment, np.nan)
-    return prepare_hessian((moment + moment.T) / 2, damping=DAMPING).upper
+    return prepare_hessian((moment + moment.T) / 2).upper
 
 
 @functools.partial(jax.jit, donate_argnums=0)

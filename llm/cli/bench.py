@@ -17,7 +17,7 @@ from ..bench.records import Records
 from ..calibration import Statistics, calibration_windows, load_or_calibrate
 from ..checkpoints import Checkpoint, load_checkpoint
 from ..checkpoints.named import sha256_of
-from ..compression import CalibrationTokens, Settings
+from ..compression import CalibrationTokens
 from ..compression.network import prepare_network
 from ..compression.settings import STATES
 from ..coordinates import CoordinateName
@@ -188,24 +188,25 @@ class BenchCommand:
 
     def _measure_distances(self, checkpoint: Checkpoint, statistics: Statistics, terminal: Terminal) -> None:
         records = Records(self.out / "distances-kept.json")
-        settings = [
-            Settings(bits=1.0, coordinates=place, transforms=file)
-            for place in self.coordinates
-            for file in (self.transforms if place == "learned" else (None,))
+        places = [
+            (coordinates, file)
+            for coordinates in self.coordinates
+            for file in (self.transforms if coordinates == "learned" else (None,))
         ]
         summary = []
-        for setting in settings:
-            network = prepare_network(checkpoint.config, checkpoint.weights, statistics, setting)
+        for coordinates, file in places:
+            choice = {"coordinates": coordinates, "transforms": file}
+            network = prepare_network(checkpoint.config, checkpoint.weights, statistics, **choice)
             names = sampled_matrices(network, self.layers)
             for states in self.states:
                 for rate in self.rates:
-                    place = setting.coordinates if setting.transforms is None else sha256_of(setting.transforms)
+                    place = coordinates if file is None else sha256_of(file)
                     key = f"{statistics.fingerprint.digest} {place} {states} {rate:g} {self.layers} {_DISTANCES}"
                     if (kept := records.get(key)) is None:
                         found = _distances(network, names, states, rate, terminal)
                         kept = {"layers": [dataclasses.asdict(distance) for distance in found]}
                         records.add(key, kept)
-                    summary.append({"coordinates": setting.coordinates, "states": states, "rate": rate, **kept})
+                    summary.append({"coordinates": coordinates, "states": states, "rate": rate, **kept})
         results = {"model": checkpoint.name, "distances": [_quartiles(**entry) | entry for entry in summary]}
         _write_json(self.out / "distances.json", results)
         rows = [tuple(entry[key] for key in _SHOWN.values()) for entry in results["distances"]]

@@ -41,7 +41,6 @@ from ..parallel import Track
 from ..roles import is_linear, kind_of, layer_of
 from ..weights import DerivedWeights, Weights
 from .finishing import cut_shorter
-from .maker import blocks_of
 from .network import Network
 from .plan import STEP_RESOLUTION
 from .staging import Staging
@@ -154,7 +153,7 @@ class Easing:
     @cached_property
     def _quantized(self) -> Weights:
         coded, decoded = self._coded(), {}
-        for names in blocks_of(self._network.matrices).values():
+        for names in self._network.by_block().values():
             decoded |= dict(zip(names, decode_tensors([coded[name] for name in names]), strict=True))
         return DerivedWeights(self._network.weights, {name: lambda _, w=w: w for name, w in decoded.items()})
 

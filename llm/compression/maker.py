@@ -2,34 +2,33 @@
 
 import dataclasses
 import functools
-import json
 import math
 import operator
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import numpy as np
 from jaxtyping import Int
 
-from occ_jax.codec import CodedTensor, decode_tensor, encode_raw, with_row_factors, write_container
-from occ_jax.codec.header import FORMAT_VERSION
+from occ_jax.codec import CodedTensor, decode_tensor, encode_raw, with_row_factors
 
 from ..checkpoints import Checkpoint
-from ..checkpoints.compressed import BASIS, CONTAINER, QUANT_METHOD, read_compressed_directory
+from ..checkpoints.compressed import BASIS
 from ..errors import OccError
 from ..evaluation import Reference, Windows, evaluate
 from ..model import LanguageModel
 from ..parallel import Track, in_pairs
-from ..roles import is_linear, layer_of
+from ..roles import is_linear
 from ..scratch import scratch
 from .allocation import Allocation, allocate
 from .compressor import Compressor, encode_rest
 from .factors import Factors
 from .finishing import FinishSettings, Target, Tuned, cut_shorter, finish, predict
+from .model_files import open_model, write_model
 from .sequential import Code, code_in_sequence
 from .settings import Settings
-from .sizes import Sizes, linear_bits, measure_sizes
+from .sizes import Sizes, linear_bits
 from .staging import Staging
 
 _SAME_TABLES = 0.15  # octaves that a step may move before the tables are estimated anew
@@ -186,7 +185,7 @@ class Maker:
         )
 
     def _in_pairs(self, code: Code) -> dict[str, CodedTensor]:
-        groups = blocks_of(tuple(self._compressor.plans))
+        groups = self._compressor.network.by_block()
         places = tuple(groups)
         coded: dict[str, CodedTensor] = {}
         shown = self._track(places, "quantize and code")
@@ -226,7 +225,7 @@ class Maker:
         with scratch("measure") as place:
             self._write(place, self._finished(step))
             quality = evaluate(
-                _open(place), windows, reference=self._reference, progress=lambda r: self._track(r, "measure")
+                open_model(place), windows, reference=self._reference, progress=lambda r: self._track(r, "measure")
             )
         assert quality.kl_mean is not None
         return quality.kl_mean
@@ -243,7 +242,7 @@ class Maker:
         with scratch("finish") as place:
             self._write(place, coded)
             tuned = finish(
-                _open(place),
+                open_model(place),
                 self._target,
                 settings,
                 final_gain=BASIS not in coded,
@@ -261,38 +260,6 @@ class Maker:
         }
         model |= {name: True for name, on in chosen.items() if on}
         return write_model(directory, coded, self._checkpoint, model)
-
-
-def blocks_of(names: Sequence[str]) -> dict[str, list[str]]:
-    """Matrices that are coded together: those of one block; embedding and head by themselves."""
-    blocks: dict[str, list[str]] = {}
-    for name in names:
-        layer = layer_of(name)
-        blocks.setdefault(name if layer is None else f"block {layer}", []).append(name)
-    return blocks
-
-
-def write_model(directory: Path, coded: dict[str, CodedTensor], checkpoint: Checkpoint, model: dict[str, Any]) -> Sizes:
-    """Write everything that a reader needs: container, config and tokenizer.
-
-    Args:
-        directory: an existing one.
-        coded: every tensor.
-        checkpoint: the original.
-        model: what the header and the config say about how it was made.
-    """
-    write_container(directory / CONTAINER, coded, model=model)
-    for name, content in checkpoint.tokenizer_files.items():
-        (directory / name).write_bytes(content)
-    quantization = {"quant_method": QUANT_METHOD, "format_version": FORMAT_VERSION, **model}
-    fields = checkpoint.config.to_hf() | {"quantization_config": quantization}
-    (directory / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-    return measure_sizes(directory / CONTAINER)
-
-
-def _open(directory: Path) -> LanguageModel:
-    opened = read_compressed_directory(directory)
-    return LanguageModel.from_weights(opened.config, opened.weights)
 
 
 def _apply(tuned: Tuned, coded: dict[str, CodedTensor]) -> dict[str, CodedTensor]:

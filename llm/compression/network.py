@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import cached_property
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,17 +12,15 @@ from occ_jax._pytree import replace
 from occ_jax.codec import stored_offset, stored_transform, to_spec
 from occ_jax.transforms import Identity, Transform
 
-from ..calibration import Statistics, rotate_statistics
-from ..calibration.statistics import sandwich
+from ..calibration import Statistics, rotate_statistics, sandwich
 from ..config import ModelConfig
-from ..coordinates import HEAD_MIX, Coordinates, choose_coordinates, moved, rotate
+from ..coordinates import HEAD_MIX, CoordinateName, Coordinates, choose_coordinates, moved, rotate
 from ..folding import fold_norms, folded_gains
 from ..roles import EMBEDDING, FINAL_NORM, HEAD, LINEAR_KINDS, is_linear, kind_of, layer_of
 from ..stored_coordinates import load_coordinates
 from ..weights import Weights
 from .input_bases import BASIS_BITS, InputBases
 from .sensitivity import Sensitivity, sensitivity_of
-from .settings import Settings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -128,27 +127,45 @@ class Network:
             groups[kind_of(name)].append(name)
         return {kind: names for kind, names in groups.items() if names}
 
+    def by_block(self) -> dict[str, list[str]]:
+        """Matrices that are coded together: those of one block; embedding and head by themselves."""
+        groups: dict[str, list[str]] = {}
+        for name in self.matrices:
+            layer = layer_of(name)
+            groups.setdefault(name if layer is None else f"block {layer}", []).append(name)
+        return groups
 
-def prepare_network(config: ModelConfig, weights: Weights, statistics: Statistics, settings: Settings) -> Network:
+
+def prepare_network(
+    config: ModelConfig,
+    weights: Weights,
+    statistics: Statistics,
+    *,
+    coordinates: CoordinateName = "identity",
+    transforms: Path | None = None,
+    seed: int = 0,
+) -> Network:
     """Fold the norms and choose the coordinates. Lazy, but for the eigenbasis of ``klt``.
 
     Args:
         config: architecture.
         weights: as read from a checkpoint.
         statistics: of the folded network in original coordinates.
-        settings: name of the coordinates, and the seed of random ones.
+        coordinates: their name.
+        transforms: file of ``learned`` ones.
+        seed: of random ones.
     """
-    coordinates = _chosen(config, statistics, settings)
-    basis = coordinates.residual
-    coordinates = as_decoded(coordinates)
+    chosen = _chosen(config, statistics, coordinates, transforms, seed)
+    basis = chosen.residual
+    chosen = as_decoded(chosen)
     return Network(
         config=config,
         original=weights,
-        weights=rotate(config, fold_norms(config, weights), coordinates),
-        coordinates=coordinates,
-        statistics=rotate_statistics(statistics, coordinates),
+        weights=rotate(config, fold_norms(config, weights), chosen),
+        coordinates=chosen,
+        statistics=rotate_statistics(statistics, chosen),
         basis=basis,
-        input_bases=InputBases(statistics) if settings.coordinates == "klt-inputs" else None,
+        input_bases=InputBases(statistics) if coordinates == "klt-inputs" else None,
     )
 
 
@@ -164,8 +181,10 @@ def as_decoded(coordinates: Coordinates) -> Coordinates:
     )
 
 
-def _chosen(config: ModelConfig, statistics: Statistics, settings: Settings) -> Coordinates:
-    if settings.transforms is not None:
-        return load_coordinates(settings.transforms, config, model_digest=statistics.fingerprint.model)
-    moment = statistics.residual_moment() if settings.coordinates == "klt" else None
-    return choose_coordinates(settings.coordinates, config, key=jax.random.key(settings.seed), second_moment=moment)
+def _chosen(
+    config: ModelConfig, statistics: Statistics, name: CoordinateName, transforms: Path | None, seed: int
+) -> Coordinates:
+    if transforms is not None:
+        return load_coordinates(transforms, config, model_digest=statistics.fingerprint.model)
+    moment = statistics.residual_moment() if name == "klt" else None
+    return choose_coordinates(name, config, key=jax.random.key(seed), second_moment=moment)

@@ -22,8 +22,7 @@ from scipy.linalg import solve_triangular
 from occ_jax.codec import CodedTensor, decode_tensor, decode_tensors
 from occ_jax.quantization.hessian import prepare_hessian
 
-from ..calibration import QuantizedPrefix
-from ..calibration.statistics import sandwich
+from ..calibration import QuantizedPrefix, sandwich
 from ..roles import EMBEDDING, HEAD, LINEAR_KINDS, linear_name
 from ..scratch import scratch
 from ..weights import DerivedWeights

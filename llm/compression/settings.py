@@ -4,6 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+from occ_jax.quantization.hessian import DAMPING
+
 from ..coordinates import CoordinateName
 from ..errors import OccError
 from ..stored_coordinates import require_file
@@ -61,7 +63,7 @@ class Settings:
     embedding_bits: int | None = None
     """Hold the embedding (and a head of its own) in integers of this width, groups of 64, as others do; by default
     they follow the same dial as everything else, and take fewer bytes at equal quality."""
-    damping: float = 0.01
+    damping: float = DAMPING
     """Share of the mean diagonal that is added to every second moment."""
     sequential: bool = False
     """Quantize block after block, each with the inputs that the quantized ones before it produce."""

@@ -79,7 +79,14 @@ def survey(
         plans: dict[str, MatrixPlan] = {}
         probes: dict[str, np.ndarray] = {}
         with said_of(checkpoint.name):
-            network = prepare_network(checkpoint.config, checkpoint.weights, statistics, settings)
+            network = prepare_network(
+                checkpoint.config,
+                checkpoint.weights,
+                statistics,
+                coordinates=settings.coordinates,
+                transforms=settings.transforms,
+                seed=settings.seed,
+            )
             groups = _groups(network, factors)
             inputs = tuple(groups)
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from occ_jax._pytree import pytree_dataclass, static_field
 from occ_jax.learned import gaussian_control
+from occ_jax.quantization.hessian import damp
 from occ_jax.quantization.output_feedback import prepare_outputs
 from occ_jax.transforms import Identity
 
@@ -92,9 +93,6 @@ def make_problem(
         plain = statistics.hessian(name)
         return plain * np.asarray(np.trace(followed) / np.trace(plain), plain.dtype)
 
-    def damped(matrix: np.ndarray) -> np.ndarray:
-        return matrix + np.float32(damping * np.trace(matrix) / len(matrix)) * np.eye(len(matrix), dtype=np.float32)
-
     def outputs(kind: str, name: str) -> np.ndarray:
         turning = kind in TURNING_OUTPUTS
         if not feeds_rows:
@@ -107,13 +105,13 @@ def make_problem(
         return Matrix(
             _stack([weights[name] for name in names]),
             _stack([outputs(kind, name) for name in names]),
-            _stack([damped(moment(name)) for name in names]) if hessians else None,
+            _stack([damp(np.array(moment(name)), damping) for name in names]) if hessians else None,
             feeds_rows,
         )
 
     def read_outer(name: str) -> Matrix:
         form = sensitivity_of(name, statistics)
-        hessian = jnp.asarray(damped(np.asarray(form.hessian, np.float32))) if hessians else None
+        hessian = jnp.asarray(damp(np.array(form.hessian, np.float32), damping)) if hessians else None
         w = jnp.asarray(weights[name])
         centred = w - w.mean(0, keepdims=True)  # the mean row is stored apart
         return Matrix(centred, jnp.asarray(form.rows, jnp.float32), hessian)

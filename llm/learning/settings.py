@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Literal
 
+from occ_jax.quantization.hessian import DAMPING
+
 from ..compression.settings import LOW_RATE, Choice, decide
 from ..errors import OccError
 from .losses import RateName
@@ -49,7 +51,7 @@ class LearnSettings:
     """Share of the rows of every matrix that a step looks at layer by layer, drawn anew for each; at least 128."""
     block_share: float = 0.25
     """Share of the blocks that a step looks at layer by layer, likewise; at least 4."""
-    damping: float = 0.01
+    damping: float = DAMPING
     """Share of the mean diagonal that is added to every second moment."""
     seed: int = 0
     """Seed of random coordinates, of noise, and of the labels that calibration draws."""

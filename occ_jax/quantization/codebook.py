@@ -165,7 +165,7 @@ class Statistics:
 
     @property
     def max_symbol(self) -> int:
-        """Symbols beyond this magnitude are counted as escapes."""
+        """Largest magnitude of a symbol that is counted; those beyond it are left out."""
         return self.counts.shape[1] // 2
 
 

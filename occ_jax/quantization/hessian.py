@@ -10,6 +10,9 @@ from scipy.linalg import LinAlgError, cholesky, get_lapack_funcs
 
 from occ_jax._pytree import pytree_dataclass
 
+DAMPING = 0.01
+"""Share of the mean diagonal that is added to a second moment by default, as GPTQ does."""
+
 _ROWS = 256  # of a matrix that is compared with its transpose, at a time
 
 
@@ -41,7 +44,7 @@ class HessianFactor:
 def prepare_hessian(
     hessian: Float[np.ndarray, "columns columns"],
     *,
-    damping: float = 0.01,
+    damping: float = DAMPING,
     order: Int[np.ndarray, " columns"] | None = None,
 ) -> HessianFactor:
     r"""Damp and factor a second moment.
@@ -82,13 +85,13 @@ def prepare_hessian(
     diagonal = np.diagonal(h)
     dead = np.flatnonzero(diagonal <= 0)
     if diagonal.max() <= 0:
-        raise ValueError(f"the second moment of all {len(h)} channels is zero: collect it from other text")
+        raise ValueError(f"none of {len(h)} channels ever carries a signal: collect the second moment from other text")
     if damping == 0 and dead.size:
         raise ValueError(
             f"{dead.size} input channels never carry a signal (first: {dead[:5].tolist()}): damp the second moment, "
             "or collect it from more text"
         )
-    h[np.diag_indices_from(h)] += damping * diagonal.mean()
+    damp(h, damping)
     ordered = h if in_order else h[np.ix_(order, order)]
     try:
         lower = cholesky(ordered[::-1, ::-1], lower=True, check_finite=False)
@@ -100,6 +103,18 @@ def prepare_hessian(
     (invert_triangular,) = get_lapack_funcs(("trtri",), (lower,))
     inverse, _ = invert_triangular(lower, lower=1, overwrite_c=1)
     return HessianFactor(np.ascontiguousarray(inverse[::-1, ::-1]), order)
+
+
+def damp(moment: Float[np.ndarray, "d d"], damping: float = DAMPING) -> Float[np.ndarray, "d d"]:
+    """Add a share of the mean diagonal to the diagonal, in place; returns the same array.
+
+    Example:
+        >>> print(damp(np.diag([1.0, 3.0]), 0.5))
+        [[2. 0.]
+         [0. 4.]]
+    """
+    moment[np.diag_indices_from(moment)] += damping * np.diagonal(moment).mean()
+    return moment
 
 
 def _symmetrize(h: Float64[np.ndarray, "d d"]) -> float:

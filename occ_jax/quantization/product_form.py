@@ -27,6 +27,8 @@ import numpy as np
 from jaxtyping import Array, Float, Float64
 from scipy.linalg import cho_factor, cho_solve
 
+from occ_jax.quantization.hessian import DAMPING, damp
+
 _TOLERANCE = 1e-5
 _MOST_ROUNDS = 200
 
@@ -44,7 +46,7 @@ class ProductForm(NamedTuple):
 
 
 def product_of_sums(
-    rows: Float[np.ndarray, "forms rows"], moments: Float[np.ndarray, "forms n n"], *, damping: float = 0.01
+    rows: Float[np.ndarray, "forms rows"], moments: Float[np.ndarray, "forms n n"], *, damping: float = DAMPING
 ) -> ProductForm:
     r"""The product nearest to :math:`F_i = \sum_k a^{(k)}_i A^{(k)}`, in float64 on the host.
 
@@ -68,7 +70,7 @@ def product_of_sums(
         raise ValueError(f"row {int(np.argmin(rows.sum(0)))} costs nothing in any form: give each row some weight")
     width = moments.shape[-1]
     for moment in moments:
-        moment[np.diag_indices(width)] += damping * np.diagonal(moment).mean()
+        damp(moment, damping)
     g = np.einsum("ki,kjj->i", rows, moments) / width
     for _ in range(_MOST_ROUNDS):
         moment = np.einsum("k,kij->ij", (rows / g).mean(1), moments)

@@ -12,7 +12,6 @@ from occ_llm.bench.records import Records
 from occ_llm.checkpoints import load_checkpoint, write_hf_directory
 from occ_llm.checkpoints.compressed import CONTAINER
 from occ_llm.cli.main import BAD_INPUT, run
-from occ_llm.compression import Settings
 from occ_llm.compression.input_bases import BASIS_BITS
 from occ_llm.compression.network import prepare_network
 from occ_llm.errors import OccError
@@ -94,7 +93,7 @@ def test_integers_make_a_file_of_the_size_that_they_promise(coordinates, toy, to
     sizes, _ = make_file(method, 6.0, toy, tmp_path / "out", toy_statistics)
     assert sizes.file_bytes == (tmp_path / "out" / CONTAINER).stat().st_size == sum(sizes.ledger.values())
     assert logit_error(toy, tmp_path / "out", toy_tokens) < 0.1
-    network = prepare_network(toy.config, toy.weights, toy_statistics, Settings(bits=6.0, coordinates=coordinates))
+    network = prepare_network(toy.config, toy.weights, toy_statistics, coordinates=coordinates)
     linear = [name for name in network.matrices if is_linear(name)]
     groups = sum(w.shape[0] * -(-w.shape[1] // 64) for w in (toy.weights[name] for name in linear))
     weights = sum(toy.weights[name].size for name in linear)
@@ -119,7 +118,7 @@ def test_clipped_integers_are_as_large_and_nearer(toy, toy_statistics, toy_token
 
 def test_the_basis_of_the_inputs_is_the_decoders(toy, toy_statistics):
     """The network is quantized in the rounded basis, which decorrelates the inputs and undoes itself exactly."""
-    network = prepare_network(toy.config, toy.weights, toy_statistics, Settings(bits=6.0, coordinates="klt-inputs"))
+    network = prepare_network(toy.config, toy.weights, toy_statistics, coordinates="klt-inputs")
     levels = Levels.constant(1e-4, toy.weights[UP].shape)
     q = np.rint(network.coefficients(UP) / 1e-4).astype(np.int32)
     codebook = gaussian_codebook(class_sigmas(), num_states=1)
@@ -224,7 +223,7 @@ def test_scales_of_rows_and_columns_gain_what_their_spread_says():
 
 def test_distances_are_those_of_a_gaussian_source_and_shrink_with_states(toy, toy_statistics):
     """The toy's weights are Gaussian with one scale per row: the scalar loses a quarter of a bit, and its levels."""
-    network = prepare_network(toy.config, toy.weights, toy_statistics, Settings(bits=1.0))
+    network = prepare_network(toy.config, toy.weights, toy_statistics)
     assert sampled_matrices(network, 2) == tuple(n for n in network.matrices if n.startswith("model.layers.0."))
     names = [UP, "model.layers.1.mlp.down_proj.weight"]
     scalar = measure_distances(network, names, states=1, rate=4.0)

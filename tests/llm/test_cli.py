@@ -173,7 +173,7 @@ def test_a_full_disk_leaves_nothing(place, capsys, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device", "model.occ.safetensors")
 
-    monkeypatch.setattr("occ_llm.compression.maker.write_container", full)
+    monkeypatch.setattr("occ_llm.compression.model_files.write_container", full)
     fails(capsys, arguments(place), "disk is full")
     assert sorted(path.name for path in place.iterdir() if path.name != "cache") == ["model", "text.txt"]
 

@@ -36,7 +36,7 @@ def weighted_error(network, place) -> float:
 @pytest.mark.parametrize("coordinates", ["identity", "hadamard", "klt"])
 def test_the_weighted_error_is_smaller_at_the_same_size(coordinates, toy, toy_statistics, tmp_path):
     settings = Settings(bits=BITS, coordinates=coordinates, states=4)
-    network = prepare_network(toy.config, toy.weights, toy_statistics, settings)
+    network = prepare_network(toy.config, toy.weights, toy_statistics, coordinates=coordinates)
     errors = {}
     for outputs in ("never", "always"):
         chosen = dataclasses.replace(settings, output_feedback=outputs)
@@ -128,4 +128,4 @@ def test_a_method_of_the_bench():
     method = Method(coordinates="identity", quantizer="trellis-8-outputs-finished")
     assert method.extras == ("outputs", "finished")
     assert method.label == "trellis 8, outputs, finished"
-    assert (method.parameter, method.feedback) == (8, True)
+    assert (method.states, method.group_size, method.feedback) == (8, None, True)

@@ -52,7 +52,7 @@ def test_errors_are_small_where_the_quantized_network_looks(
     compress(model, tmp_path / "sequence", statistics, dataclasses.replace(settings, sequential=True), tokens=text)
     one_shot, sequence = decoded(tmp_path / "one-shot"), decoded(tmp_path / "sequence")
     np.testing.assert_array_equal(one_shot[EMBEDDING], sequence[EMBEDDING])
-    network = prepare_network(config, model.weights, statistics, settings)
+    network = prepare_network(config, model.weights, statistics, coordinates=coordinates)
     prefix = QuantizedPrefix(config, dict(network.weights) | {EMBEDDING: sequence[EMBEDDING]}, text.calibration)
     prefix.advance({linear_name(0, kind): sequence[linear_name(0, kind)] for kind in LINEAR_KINDS})
     names, hessians = [linear_name(1, kind) for kind in LINEAR_KINDS], prefix.hessians()
@@ -108,5 +108,5 @@ def test_a_bench_knows_the_variant():
     method = Method(coordinates="identity", quantizer="trellis-8-sequential-finished")
     assert method.extras == ("sequential", "finished")
     assert method.label == "trellis 8, sequential, finished"
-    assert method.parameter == 8
+    assert method.states == 8
     assert Method(coordinates="identity", quantizer="trellis-256").extras == ()

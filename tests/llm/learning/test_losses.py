@@ -11,7 +11,6 @@ from occ_llm.calibration.statistics import fisher_name
 from occ_llm.compression.network import prepare_network
 from occ_llm.compression.plan import plan_matrix
 from occ_llm.compression.sensitivity import sensitivity_of
-from occ_llm.compression.settings import Settings
 from occ_llm.coordinates import choose_coordinates, rotate
 from occ_llm.errors import OccError
 from occ_llm.learning import losses
@@ -68,7 +67,7 @@ def test_the_rate_is_that_of_the_compressors_plan(feeds_rows, toy, toy_folded, t
         coded_places = {rate: measured(toy.config, problem, rate, places) for rate in ("field", "water")}
     widths = {}
     for place in places:
-        network = prepare_network(toy.config, toy.weights, toy_statistics, Settings(step=1.0, coordinates=place))
+        network = prepare_network(toy.config, toy.weights, toy_statistics, coordinates=place)
         for name in (EMBEDDING, *(linear_name(layer, kind) for kind in "vo" for layer in (0, 1))):
             form = network.sensitivity(name)
             factor = prepare_hessian(form.hessian, damping=0.01)
