@@ -70,8 +70,8 @@ def passed_on(error: Float[Array, "rows d"], root: Float[Array, "d d"]) -> Float
 
     Example:
         >>> root = upper_root(jnp.asarray([[4.0, 1.0], [1.0, 1.0]]))
-        >>> print(passed_on(jnp.asarray([[1.0, 0.0]]), root))  # the second column follows its regression on the first
-        [[ 1. -1.]]
+        >>> print(passed_on(jnp.asarray([[2.0, 0.0]]), root).round(3))  # the second column regresses on the first
+        [[ 2. -2.]]
     """
     root = lax.stop_gradient(root)
     return triangular_solve(root, error * jnp.diagonal(root)[None, :], left_side=False, lower=False)
