@@ -71,6 +71,8 @@ class Layerwise:
 
         def loss(parameters: Parameters, data: tuple[Objective, Problem], step: Step) -> RateDistortion:
             objective, problem = data
+            if isinstance(objective, Coded):
+                objective = objective.at(step.temperature)
             residual, blocks = shared_and_blocks(config, parameters)
             blocks_key, key = jax.random.split(step.key)
             value, points = network_points(
@@ -91,10 +93,12 @@ class Layerwise:
         if settings.is_integer:
             return Integers(settings.width, settings.group_size, settings.feedback, settings.clip)
 
+        temperature = None if settings.temperature is None else jnp.float32(settings.temperature)
+
         def measure(objective: Coded) -> float:
             return float(self._points(objective, self._problem, self._start)[0].bits)
 
-        return coded_at(settings.target_bits, settings.rate, self._problem, measure)
+        return coded_at(settings.target_bits, settings.rate, self._problem, measure, temperature=temperature)
 
     def _points(
         self, objective: Objective, problem: Problem, coordinates: Coordinates

@@ -60,6 +60,9 @@ from .problem import Matrix
 RateName = Literal["field", "water", "laplace", "generalized_gaussian"]
 """Code lengths: closed forms of Gaussian scale fields at high rate and with a water level, or fitted densities."""
 
+FITTED_RATES: tuple[RateName, ...] = ("laplace", "generalized_gaussian")
+"""Those with noise in the place of rounding."""
+
 SCALE_BITS = 16
 """Of the scale of a group of integers; its zero point has as many bits as an index."""
 
@@ -104,10 +107,12 @@ class Coded:
     Attributes:
         step: the global constant.
         rate: code length.
+        temperature: of soft rounding, under a fitted density; plain noise if ``None``.
     """
 
     step: Float[Array, ""]
     rate: RateName = static_field(default="field")
+    temperature: Float[Array, ""] | None = None
 
     adds_up = False  # distortions are means over weights
 
@@ -127,7 +132,12 @@ class Coded:
         t = t * jnp.sqrt(inputs.costs)[None, :]
         if self.rate == "water":
             return water_filled(t)
-        return RateDistortion(code_length(t, key=key, family=self.rate, scales="field"), none)
+        bits = code_length(t, key=key, family=self.rate, scales="field", temperature=self.temperature)
+        return RateDistortion(bits, none)
+
+    def at(self, temperature: Float[Array, ""]) -> "Coded":
+        """The objective at another temperature, if it has one."""
+        return self if self.temperature is None else dataclasses.replace(self, temperature=temperature)
 
 
 @pytree_dataclass

@@ -7,7 +7,7 @@ from occ_jax.quantization.hessian import DAMPING
 
 from ..compression.settings import LOW_RATE, Choice, decide
 from ..errors import OccError
-from .losses import RateName
+from .losses import FITTED_RATES, RateName
 from .placements import SCALINGS, Placement
 
 ObjectiveName = Literal["scales", "int", "kl", "kl-coded"]
@@ -26,6 +26,9 @@ class LearnSettings:
     rate: RateName = "field"
     """With `scales`, the code length: `field` is a closed form at high rate, `water` one that knows the water level at
     --bits, the others are fitted densities with noise."""
+    temperature: float | None = None
+    """With a fitted density, soft rounding instead of plain noise: from 1 down to this over the training. Noise
+    overestimates rates below 2 bits; 0.1 is nearly rounding."""
     bits: float | None = None
     """Width of the integers (3), or bits per weight of the entropy coder where it matters (2)."""
     group_size: int = 128
@@ -71,6 +74,10 @@ class LearnSettings:
             )
         if self.rate != "field" and self.objective != "scales":
             raise OccError(f"--rate {self.rate} goes with --objective scales, not with {self.objective}")
+        if self.temperature is not None and self.rate not in FITTED_RATES:
+            raise OccError(f"--temperature goes with --rate {' or '.join(FITTED_RATES)}: {self.rate} has no noise")
+        if self.temperature is not None and not 0 < self.temperature <= 1:
+            raise OccError(f"--temperature {self.temperature} is out of range: choose a number above 0, up to 1")
         if not self.is_integer and (wrong := sorted(SCALINGS & set(self.placements))):
             raise OccError(
                 f"--placements {wrong[0]}: under an entropy coder a factor for a row or column moves weights and steps "

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from ..errors import OccError
 from .losses import Coded, RateName
@@ -15,7 +16,13 @@ TOLERANCE = 0.005
 
 
 def coded_at(
-    bits: float, rate: RateName, problem: Problem, measure: Callable[[Coded], float], *, attempts: int = 20
+    bits: float,
+    rate: RateName,
+    problem: Problem,
+    measure: Callable[[Coded], float],
+    *,
+    temperature: Float[Array, ""] | None = None,
+    attempts: int = 20,
 ) -> Coded:
     """The objective at the step that gives a rate.
 
@@ -24,6 +31,7 @@ def coded_at(
         rate: code length.
         problem: matrices.
         measure: bits per weight of an objective.
+        temperature: of soft rounding, under a fitted density.
         attempts: evaluations, at most.
 
     Raises:
@@ -31,7 +39,7 @@ def coded_at(
     """
 
     def objective(log2_step: float) -> Coded:
-        return Coded(jnp.float32(2.0**log2_step), rate)
+        return Coded(jnp.float32(2.0**log2_step), rate, temperature)
 
     # The rate falls with the logarithm of the step, by one at high rate and by less below; from above there is no bend
     # the other way, so that Newton steps with the last slope stay on one side.

@@ -78,6 +78,7 @@ def train(
         on_chunk: told about the progress.
     """
     schedule = optax.cosine_decay_schedule(settings.learning_rate, settings.num_steps)
+    coldest = 1.0 if settings.temperature is None else settings.temperature
     visits = [(0, time.perf_counter())]
 
     def visited(done: int, log: FitLog) -> None:
@@ -94,6 +95,7 @@ def train(
         # Shares of single parameters in a divergence are as small as the usual eps.
         optimizer=optax.adam(schedule, eps=1e-12),
         lmbda=lmbda,
+        temperature=optax.cosine_decay_schedule(1.0, settings.num_steps, alpha=coldest),
         chunk=CHUNK,
         state_path=state,
         on_chunk=visited,

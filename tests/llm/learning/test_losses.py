@@ -15,7 +15,7 @@ from occ_llm.coordinates import choose_coordinates, rotate
 from occ_llm.errors import OccError
 from occ_llm.learning import losses
 from occ_llm.learning.layerwise import Layerwise, network_points, overall, stacked, sum_over_layers
-from occ_llm.learning.losses import Coded, Integers, moved_weight, sample
+from occ_llm.learning.losses import Coded, Inputs, Integers, moved_weight, sample
 from occ_llm.learning.placements import shared_and_blocks, with_block
 from occ_llm.learning.problem import Problem, control_weights, make_problem
 from occ_llm.learning.settings import LearnSettings
@@ -28,6 +28,7 @@ from occ_jax.quantization.hessian import prepare_hessian
 from occ_jax.quantization.integer_feedback import quantize_integers
 from occ_jax.quantization.output_feedback import prepare_outputs
 from occ_jax.quantization.scales import CLASS_SHIFT, CLASSES_PER_OCTAVE, SMALLEST_SIGMA
+from occ_jax.transforms import Identity
 
 KEY = jax.random.key(0)
 
@@ -281,6 +282,8 @@ def test_the_control_has_the_rate_of_the_network(toy, toy_folded):
         ({"learning_rate": 0.0}, "--learning-rate"),
         ({"bits": 0.0}, "--bits 0.0"),
         ({"objective": "int", "bits": 2.5}, "no width"),
+        ({"temperature": 0.1}, "--temperature goes with --rate laplace or"),
+        ({"temperature": 2.0, "rate": "laplace"}, "--temperature 2.0"),
         ({"objective": "kl", "rate": "water"}, "--rate water"),
         ({"clip": True}, "--clip"),
         ({"placements": ("residual", "unit-scales")}, "--placements unit-scales"),
@@ -311,3 +314,17 @@ def test_integers_have_a_width_and_a_group():
         Integers(9, 128)
     with pytest.raises(OccError, match="--group-size 1"):
         Integers(3, 1)
+
+
+def test_soft_rounding_comes_nearer_to_the_rate_of_rounded_weights():
+    """At less than a bit per weight plain noise overestimates the entropy of integers."""
+    t = 0.6 * jnp.asarray(np.random.default_rng(0).laplace(size=(64, 64)), jnp.float32)
+    _, counts = np.unique(np.round(np.asarray(t)), return_counts=True)
+    entropy = float(-(counts / t.size) @ np.log2(counts / t.size))
+    noisy = Coded(jnp.float32(1.0), "laplace")
+    hard = Coded(jnp.float32(1.0), "laplace", jnp.float32(0.1))
+    inputs = Inputs(jnp.eye(64), Identity(), KEY)
+    found = [float(objective.point(t, jnp.ones(64), inputs, KEY).bits) for objective in (noisy, hard)]
+    assert abs(found[1] - entropy) < 0.5 * abs(found[0] - entropy)
+    assert noisy.at(jnp.float32(0.5)) is noisy
+    assert float(hard.at(jnp.float32(0.5)).temperature) == 0.5
