@@ -41,7 +41,7 @@ GAUSSIAN = {"kurtosis": 3.0, "top_energy": 0.0847}
 """What i.i.d. Gaussian coefficients have."""
 
 FACTS = ("model", "calibration_tokens", "learned")
-ALL = "all"
+ALL, ORIGINAL = "all", "identity"
 
 
 def take_over(page: Path) -> dict[str, Any]:
@@ -57,13 +57,18 @@ def take_over(page: Path) -> dict[str, Any]:
     regimes = analysis["regimes"]
     kinds = [*dict.fromkeys(r["kind"] for r in regimes), ALL]
     facts = {name: analysis["facts"][name] for name in FACTS} | {"layers": len(analysis["facts"]["layers"])}
-    rows = [_row(alike, kind, s) for kind in kinds for s in analysis["systems"] if (alike := _alike(regimes, kind, s))]
-    whole = max(row["matrices"] for row in rows)  # coordinates that not all kinds have are not compared over all
-    return facts | {"rows": [row for row in rows if row["kind"] != ALL or row["matrices"] == whole]}
+    systems = [s for s in analysis["systems"] if any(r["coordinates"] == s for r in regimes)]
+    rows = [_row(_alike(regimes, kind, system), kind, system) for kind in kinds for system in systems]
+    return facts | {"rows": rows}
 
 
 def _alike(regimes: Sequence[Mapping[str, Any]], kind: str, system: str) -> list[Mapping[str, Any]]:
-    return [r for r in regimes if r["coordinates"] == system and kind in (r["kind"], ALL)]
+    """The matrices of a kind in a system; those that it leaves as they are have their original coordinates."""
+    known: dict[str, Mapping[str, Any]] = {}
+    for regime in regimes:
+        if kind in (regime["kind"], ALL) and regime["coordinates"] in (ORIGINAL, system):
+            known[regime["matrix"]] = regime if regime["coordinates"] == system else known.get(regime["matrix"], regime)
+    return list(known.values())
 
 
 def _row(alike: Sequence[Mapping[str, Any]], kind: str, system: str) -> dict[str, Any]:
@@ -71,7 +76,8 @@ def _row(alike: Sequence[Mapping[str, Any]], kind: str, system: str) -> dict[str
     medians = {name: float(np.median([r[name] for r in alike])) for name in MEDIANS}
     means = {name: float(np.average([r[name] for r in alike], weights=sizes)) for name in MEANS}
     numbers = {name: round(value, 5) for name, value in (medians | means).items()}
-    return {"kind": kind, "coordinates": system, "matrices": len(alike), **numbers}
+    moved = sum(r["coordinates"] == system for r in alike)
+    return {"kind": kind, "coordinates": system, "matrices": len(alike), "moved": moved, **numbers}
 
 
 def page(record: Mapping[str, Any]) -> str:
@@ -82,6 +88,7 @@ def page(record: Mapping[str, Any]) -> str:
         f"Every linear layer of `{record['model']}` ({record['layers']} blocks, norms folded) in coordinates of its",
         f"inputs, statistics from {record['calibration_tokens']:,} tokens"
         + (f"; *learned* is `{record['learned']}`." if record["learned"] else "."),
+        "What a system leaves as it is has its original coordinates there.",
         "Medians over the layers for the first four columns, means per weight for the others, which are bits. One step",
         "for everything (half of a matrix's root mean square): *entropy* is that of the indices under one table,",
         "*coded* the bytes of this project's coder at equal distortion, levels included, which knows a scale for every",
@@ -101,7 +108,8 @@ def page(record: Mapping[str, Any]) -> str:
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    return row["coordinates"], *(f"{row[name]:{form}}" for name, (_, form) in (MEDIANS | MEANS).items())
+    place = row["coordinates"] if row["moved"] else f"{row['coordinates']} (as {ORIGINAL})"
+    return place, *(f"{row[name]:{form}}" for name, (_, form) in (MEDIANS | MEANS).items())
 
 
 def main(analysis: Annotated[Path | None, tyro.conf.Positional] = None, check: bool = False) -> None:

@@ -8,8 +8,9 @@ import update_regimes as script
 MEASURES = dict.fromkeys((*script.MEDIANS, *script.MEANS), 1.0)
 
 
-def regime(kind: str, coordinates: str, num_weights: int, **measures: float) -> dict:
-    return {"kind": kind, "coordinates": coordinates, "num_weights": num_weights, **MEASURES, **measures}
+def regime(kind: str, coordinates: str, num_weights: int, layer: int = 0, **measures: float) -> dict:
+    named = {"matrix": f"{layer}.{kind}", "kind": kind, "coordinates": coordinates, "num_weights": num_weights}
+    return {**named, **MEASURES, **measures}
 
 
 @pytest.fixture
@@ -17,9 +18,9 @@ def analysis(tmp_path):
     """Two kinds of layers, one of them in two systems; the larger matrix counts for more where bytes add up."""
     regimes = [
         regime("q", "identity", 100, kurtosis=400.0, rate_bits=1.0),
-        regime("q", "identity", 100, kurtosis=4.0, rate_bits=2.0),
-        regime("q", "identity", 100, kurtosis=10.0, rate_bits=3.0),
-        regime("q", "hadamard", 100, kurtosis=3.0, top_energy=0.085),
+        regime("q", "identity", 100, 1, kurtosis=4.0, rate_bits=2.0),
+        regime("q", "identity", 100, 2, kurtosis=10.0, rate_bits=3.0),
+        *(regime("q", "hadamard", 100, layer, kurtosis=3.0, top_energy=0.085) for layer in range(3)),
         regime("up", "identity", 300, kurtosis=6.0, rate_bits=4.0),
     ]
     facts = {"model": "small", "layers": [0, 1, 2], "calibration_tokens": 2048, "learned": None, "text": "/some/where"}
@@ -46,9 +47,14 @@ def test_shapes_are_medians_and_rates_are_means_per_weight(analysis):
 
 
 def test_every_system_that_was_measured_has_a_row_and_no_other(analysis):
-    page = script.page(script.take_over(analysis))
+    record = script.take_over(analysis)
+    page = script.page(record)
     assert "| hadamard | 3.0 | 1.0 | 100.0% | 8.5% | 1.000 | 1.000 | 1.000 | 1.000 |" in page
     assert "| learned |" not in page
+    assert "| hadamard (as identity) | 6.0 |" in page, "a kind that a system leaves as it is"
+    rows = {(row["kind"], row["coordinates"]): row for row in record["rows"]}
+    assert rows["all", "hadamard"]["rate_bits"] == 2.5, "three matrices of 100 at 1 bit, one of 300 at 4"
+    assert (rows["all", "hadamard"]["matrices"], rows["all", "hadamard"]["moved"]) == (4, 3)
     assert page.index("## All linear layers") < page.index("## `q`") < page.index("## `up`")
 
 

@@ -32,7 +32,7 @@ def column_costs(
 
     Args:
         hessian: :math:`H`, symmetric and positive definite: damp it first.
-        key: source of the sample; needed where ``share`` is below 1.
+        key: source of the sample; without it the gradient is taken from all columns.
         share: part of the columns that the gradient is taken from, at random. The value is always exact.
 
     Example:
