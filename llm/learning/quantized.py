@@ -13,28 +13,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
-from scipy.linalg import solve_triangular
 
 from occ_jax.learned import RANGES, upper_root
 from occ_jax.quantization import prepare_hessian
 from occ_jax.quantization.base import uniform_noise
-from occ_jax.transforms import Identity, Scaling, along_axis
+from occ_jax.transforms import Identity
 
-from ..calibration import moved_diagonal, space_of
+from ..calibration import conjugate, moved_diagonal, space_of
 from ..calibration.moments import positive
 from ..calibration.statistics import INPUT_OF, fisher_name, hessian_name
 from ..config import ModelConfig
 from ..coordinates import BlockCoordinates, Coordinates, moves
 from ..model import LINEARS
 from ..roles import linear_name
-from .losses import Integers, Objective, moved_weight
+from .losses import Coded, Integers, Objective, moved_weight
 from .problem import Matrix, Problem
 
 
 def error_factors(problem: Problem, objective: Objective) -> dict[str, Float[Array, "layers d d"]]:
     r"""What errors are shaped by, for each kind of input, stacked over layers.
 
-    :math:`U` under entropy coding, :math:`U^{-1}` of integers with feedback, nothing without.
+    :math:`U` under entropy coding, :math:`H` of integers with feedback, nothing without.
 
     Args:
         problem: with damped second moments, if there is feedback.
@@ -47,10 +46,10 @@ def error_factors(problem: Problem, objective: Objective) -> dict[str, Float[Arr
         if INPUT_OF[kind] in factors:
             continue
         assert matrix.hessian is not None
-        upper = [prepare_hessian(hessian, damping=0.0).upper for hessian in np.asarray(matrix.hessian)]
-        if isinstance(objective, Integers):
-            upper = [solve_triangular(u, np.eye(len(u))) for u in upper]
-        factors[INPUT_OF[kind]] = jnp.asarray(np.stack(upper), matrix.hessian.dtype)
+        factors[INPUT_OF[kind]] = matrix.hessian
+        if isinstance(objective, Coded):
+            upper = [prepare_hessian(hessian, damping=0.0).upper for hessian in np.asarray(matrix.hessian)]
+            factors[INPUT_OF[kind]] = jnp.asarray(np.stack(upper), matrix.hessian.dtype)
     return factors
 
 
@@ -144,14 +143,8 @@ def _quantized(
 
 
 def _moved_roots(
-    config: ModelConfig, coordinates: Coordinates, roots: dict[str, Float[Array, "d d"]]
+    config: ModelConfig, coordinates: Coordinates, hessians: dict[str, Float[Array, "d d"]]
 ) -> dict[str, Float[Array, "d d"]]:
     r""":math:`U^{-1}` of the inputs of one block in new coordinates."""
-
-    def move(tap: str, root: Array) -> Array:
-        space = space_of(config, hessian_name(0, tap), coordinates)
-        moved = along_axis(space, 0).forward(root)
-        is_triangular = isinstance(space, Identity | Scaling)
-        return moved if is_triangular else upper_root(jnp.matmul(moved, moved.T, precision="highest"))
-
-    return {tap: move(tap, root) for tap, root in roots.items()}
+    spaces = {tap: space_of(config, hessian_name(0, tap), coordinates) for tap in hessians}
+    return {tap: upper_root(conjugate(spaces[tap], hessian)) for tap, hessian in hessians.items()}

@@ -156,11 +156,16 @@ def fit_affine(
     if not clip:
         return spanning(1.0)
     weights = jnp.ones((), jnp.float32) if weights is None else weights.astype(jnp.float32)
+    grouped, weighted = (_grouped(x, group_size)[0] for x in (y, jnp.broadcast_to(weights, y.shape)))
 
     def attempt(best: tuple[Array, Array], ratio: Array) -> tuple[tuple[Array, Array], None]:
         quantizer = spanning(ratio)
-        error = weights * jnp.square(y - quantizer.dequantize(quantizer.quantize(y)))
-        error = _grouped(error, group_size)[0].sum(-1)
+        # Quantized and back, group by group and in floats: one pass over the coefficients for each ratio.
+        scale = quantizer.scale.astype(jnp.float32)[..., None]
+        zero = 0.0 if quantizer.zero_point is None else quantizer.zero_point.astype(jnp.float32)[..., None]
+        smallest, largest = quantizer.index_range
+        error = grouped - scale * jnp.clip(jnp.round(grouped / scale), smallest - zero, largest - zero)
+        error = (weighted * jnp.square(error)).sum(-1)
         better = error < best[0]
         return (jnp.where(better, error, best[0]), jnp.where(better, ratio, best[1])), None
 
