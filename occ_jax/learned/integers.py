@@ -130,6 +130,12 @@ def fed_back_reconstruction(
         key: source of the noise.
         group_size: coefficients that share a scale.
         clip: search for the range of every group.
+
+    Example:
+        >>> w = jnp.asarray([[0.0, 1.0, 2.0, 6.0]])
+        >>> made = fed_back_reconstruction(w, jnp.eye(4), 2, key=random.key(0), group_size=4)
+        >>> bool((jnp.abs(made - w) <= 1).all())  # half a step of 2
+        True
     """
     y = w.astype(jnp.float32)
     step, missed = _steps(y, jnp.square(jnp.diagonal(root)), bits, group_size=group_size, clip=clip)
