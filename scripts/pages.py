@@ -7,22 +7,24 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+RESULTS = "results"
 
 
 class ResultsError(ValueError):
     """Results that cannot be shown: one sentence with the file, the cause and what to do."""
 
 
-def replace_results(page: str, body: str, name: str) -> str:
-    """``page`` with ``body`` between its markers.
+def replace_results(page: str, body: str, name: str, *, kind: str = RESULTS) -> str:
+    """``page`` with ``body`` between the markers of a kind of results.
 
     Raises:
-        ResultsError: the page has not exactly one pair of markers.
+        ResultsError: the page has not exactly one pair of these markers.
     """
-    pattern = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.DOTALL)
-    if len(pattern.findall(page)) != 1 or page.count(BEGIN) != 1 or page.count(END) != 1:
-        raise ResultsError(f"{name} must hold {BEGIN} and {END} once each: put them where the results belong")
-    return pattern.sub(lambda _: f"{BEGIN}\n{body}\n{END}", page)
+    begin, end = (marker.replace(RESULTS, kind) for marker in (BEGIN, END))
+    pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
+    if len(pattern.findall(page)) != 1 or page.count(begin) != 1 or page.count(end) != 1:
+        raise ResultsError(f"{name} must hold {begin} and {end} once each: put them where the results belong")
+    return pattern.sub(lambda _: f"{begin}\n{body}\n{end}", page)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, names: int = 1) -> str:
@@ -49,6 +51,7 @@ def update_pages(
     record: Path,
     command: str,
     check: bool,
+    kind: str = RESULTS,
 ) -> None:
     """Rewrite the results of some pages, or check them.
 
@@ -59,6 +62,7 @@ def update_pages(
         record: what the results were read from.
         command: what rewrites the pages.
         check: change nothing; exit code 1 if a page has drifted from the record.
+        kind: of the results, by the name of their markers.
 
     Raises:
         SystemExit: a page has drifted, or has no place for results.
@@ -66,7 +70,7 @@ def update_pages(
     for name, words in pages.items():
         page = (root / name).read_text(encoding="utf-8")
         try:
-            due = replace_results(page, render(words), name)
+            due = replace_results(page, render(words), name, kind=kind)
         except ResultsError as error:
             raise SystemExit(str(error)) from None
         if check and page != due:
