@@ -1,0 +1,130 @@
+"""Record what the benchmarks of the quantizer found: the numbers, and the page with the tables.
+
+    python benchmarks/gaussian.py > gaussian.json
+    python benchmarks/scaling.py > scaling.json
+    python scripts/update_benchmarks.py gaussian.json scaling.json   # take them over, write the page
+    python scripts/update_benchmarks.py --check                      # exit code 1 unless page and record say the same
+
+The last line of each file is the benchmark's one line of JSON; it replaces an older one of the same benchmark in
+``docs/results/benchmarks.json``. Times are shown as ratios and exponents, as seconds are of one machine.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from pages import exit_checked, table
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORD, PAGE = (Path("docs/results") / name for name in ("benchmarks.json", "benchmarks.md"))
+COMMAND = "python scripts/update_benchmarks.py"
+
+
+def take_over(files: Sequence[Path], record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with what is in some files.
+
+    Raises:
+        SystemExit: a file does not end with the line of a benchmark that the page shows.
+    """
+    found = dict(record)
+    for file in files:
+        try:
+            result = json.loads(file.read_text(encoding="utf-8").splitlines()[-1])
+            name = result.pop("benchmark")
+        except (OSError, ValueError, IndexError, KeyError, AttributeError) as error:
+            raise SystemExit(f"{file}: no line of JSON of a benchmark at its end ({error}); run it again") from None
+        if name not in SECTIONS:
+            raise SystemExit(f"{file}: the page shows {', '.join(SECTIONS)}, not {name}")
+        found[name] = result
+    return {name: found[name] for name in SECTIONS if name in found}
+
+
+def gaussian(result: Mapping[str, Any]) -> list[str]:
+    """Distances from the rate-distortion function: one line for each trellis, one column for each rate."""
+    rows = result["rows"]
+    states = [*dict.fromkeys(row["states"] for row in rows)]
+    of = {n: [row for row in rows if row["states"] == n] for n in states}
+    seconds = {n: sum(1 / row["search_weights_per_s"] for row in of[n]) for n in states}
+    lines = [
+        (
+            "scalar" if n == 1 else str(n),
+            *(f"{row['gap_bits']:.4f}" for row in of[n]),
+            "" if of[n][0]["target_bits"] is None else f"{of[n][0]['target_bits']:.3f}",
+            f"{seconds[n] / seconds[states[0]]:.1f}",
+        )
+        for n in states
+    ]
+    columns = (
+        "states",
+        *(f"at about {round(2 * row['bits']) / 2:g}" for row in of[states[0]]),
+        "aim",
+        "time of the search",
+    )
+    return [
+        "## Distance from the rate-distortion function of a Gaussian",
+        "",
+        f"{result['samples']:,} independent Gaussian samples, quantized, coded, read back and compared: bits per",
+        "sample above $R(D)$ at the squared error that was measured. Streams, tables, reconstruction points and the",
+        "step are counted. The time is against the first line. `python benchmarks/gaussian.py`",
+        "",
+        table(columns, lines),
+    ]
+
+
+def scaling(result: Mapping[str, Any]) -> list[str]:
+    """How the time of a compression grows."""
+    names = {
+        "blocks": ("blocks of a network", result["num_blocks"]),
+        "rows": ("rows of a matrix", result["sizes"]),
+        "columns": ("columns of a matrix", result["sizes"]),
+    }
+    lines = []
+    for name, (title, sizes) in names.items():
+        times = result[name]
+        grown = ", ".join(f"{time / times[0]:.2f}" for time in times)
+        lines.append((title, ", ".join(f"{size:,}" for size in sizes), grown, f"{result[f'{name}_exponent']:.2f}"))
+    share = ", ".join(f"{part:.0%}" for part in result["feedback_share"])
+    return [
+        "## How the time grows",
+        "",
+        f"A trellis of {result['states']} states with feedback; times against the smallest, and the exponent of a",
+        "power law through them. The arithmetic of feedback goes with the square of the columns, the search of the",
+        f"trellis with the columns: feedback has {share} of the time at the three widths.",
+        "`python benchmarks/scaling.py`",
+        "",
+        table(("of what", "sizes", "time", "exponent"), lines),
+    ]
+
+
+SECTIONS = {"gaussian": gaussian, "scaling": scaling}
+
+
+def page(record: Mapping[str, Any]) -> str:
+    """Everything that was recorded."""
+    lines = ["# Benchmarks of the quantizer", "", f"Written by `{COMMAND}` from [benchmarks.json](benchmarks.json)."]
+    for name, result in record.items():
+        lines += ["", *SECTIONS[name](result)]
+    return "\n".join(lines) + "\n"
+
+
+def main(files: Annotated[tuple[Path, ...], tyro.conf.Positional] = (), check: bool = False) -> None:
+    """Take over results, or check the page.
+
+    Args:
+        files: output of benchmarks; without any the page is written again from the record.
+        check: change nothing; exit code 1 if the page has drifted from the record.
+    """
+    file = ROOT / RECORD
+    record = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if check:
+        exit_checked(PAGE, page(record), root=ROOT, record=RECORD, command=COMMAND)
+    if files:
+        record = take_over(files, record)
+        file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (ROOT / PAGE).write_text(page(record), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,43 @@
+"""The page of the benchmarks says what its record says, and takes over what ends with a benchmark's line."""
+
+import json
+
+import pytest
+import update_benchmarks as script
+
+
+def gaussian(states: int, rate: float, speed: float) -> dict:
+    found = {"states": states, "bits": rate, "gap_bits": 0.1 * rate / states, "search_weights_per_s": speed}
+    return found | {"target_bits": None if states == 1 else 0.077}
+
+
+RESULT = {
+    "benchmark": "gaussian",
+    "samples": 4096,
+    "rows": [gaussian(1, 2.0, 8.0), gaussian(1, 3.0, 8.0), gaussian(8, 2.0, 2.0), gaussian(8, 3.0, 2.0)],
+}
+
+
+def test_the_page_says_what_the_record_says():
+    with pytest.raises(SystemExit) as exit_:
+        script.main(check=True)
+    assert exit_.value.code == 0
+
+
+def test_the_last_line_of_a_file_replaces_what_was_recorded(tmp_path):
+    file = tmp_path / "gaussian.json"
+    file.write_text("a table for people\n" + json.dumps(RESULT) + "\n")
+    record = script.take_over([file], {"scaling": {"kept": True}, "gaussian": {"old": True}})
+    assert list(record) == ["gaussian", "scaling"]
+    assert record["gaussian"]["samples"] == 4096
+    page = script.page({"gaussian": record["gaussian"]})
+    assert "| states | at about 2 | at about 3 | aim | time of the search |" in page
+    assert "| 8 | 0.0250 | 0.0375 | 0.077 | 4.0 |" in page
+    assert "| scalar | 0.2000 | 0.3000 |  | 1.0 |" in page
+
+
+@pytest.mark.parametrize(("content", "message"), [("", "no line of JSON"), ('{"benchmark": "rans"}', "not rans")])
+def test_other_files_are_refused(content, message, tmp_path):
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(SystemExit, match=message):
+        script.take_over([tmp_path / "x.json"], {})
