@@ -1,6 +1,6 @@
 """Put the regimes of a model's weights, by coordinates and kind of layer, into a page of their own.
 
-    occ analyze smollm2-135m-q4_1 page --text wiki.txt --transforms layerwise-water2.safetensors
+    occ analyze smollm2-135m-q4_1 page --text wiki.txt --transforms learned.safetensors
     python scripts/update_regimes.py page       # takes its averages over, writes the page
     python scripts/update_regimes.py --check    # exit code 1 unless page and record say the same
 
