@@ -6,8 +6,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 RESULTS = "results"
+
+
+def markers(kind: str) -> tuple[str, str]:
+    """What stands before and after the results of a kind in a page."""
+    return f"<!-- {kind}:begin -->", f"<!-- {kind}:end -->"
+
+
+BEGIN, END = markers(RESULTS)
 
 
 class ResultsError(ValueError):
@@ -20,7 +27,7 @@ def replace_results(page: str, body: str, name: str, *, kind: str = RESULTS) -> 
     Raises:
         ResultsError: the page has not exactly one pair of these markers.
     """
-    begin, end = (marker.replace(RESULTS, kind) for marker in (BEGIN, END))
+    begin, end = markers(kind)
     pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
     if len(pattern.findall(page)) != 1 or page.count(begin) != 1 or page.count(end) != 1:
         raise ResultsError(f"{name} must hold {begin} and {end} once each: put them where the results belong")

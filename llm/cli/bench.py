@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from ..bench import Bench, Distance, Outcome, make_grid, measure_distances
@@ -14,7 +13,7 @@ from ..bench.distance import sampled_matrices
 from ..bench.grid import COORDINATES, QUANTIZERS, RATES, WIDTHS, Entry
 from ..bench.methods import QuantizerName
 from ..bench.records import Records
-from ..calibration import Statistics, calibration_windows, load_or_calibrate
+from ..calibration import Statistics, calibration_windows
 from ..checkpoints import Checkpoint, load_checkpoint
 from ..checkpoints.named import sha256_of
 from ..compression import CalibrationTokens
@@ -27,7 +26,7 @@ from ..figures import bench_figure
 from ..results import EqualBytes, Row, at_equal_bytes
 from ..stored_coordinates import describe
 from ..text import python_text
-from .compress import ModelSource
+from .compress import CalibrationText, ModelSource
 from .terminal import Terminal
 
 CALIBRATION_SHARE = 0.6
@@ -153,15 +152,8 @@ class BenchCommand:
         return CalibrationTokens(calibration=windows, finishing=windows)
 
     def _statistics(self, checkpoint: Checkpoint, tokens: CalibrationTokens, terminal: Terminal) -> Statistics:
-        return load_or_calibrate(
-            checkpoint.config,
-            checkpoint.weights,
-            tokens.calibration,
-            key=jax.random.key(0),
-            path=self.statistics,
-            fisher_windows=self.fisher_windows,
-            progress=lambda steps: terminal.track(steps, "calibrate"),
-        )
+        calibration = CalibrationText(fisher_windows=self.fisher_windows, statistics=self.statistics)
+        return calibration.collect(checkpoint, terminal, tokens, seed=0)
 
     def _run_grid(
         self, bench: Bench, grid: Sequence[Entry], windows: Windows, checkpoint: Checkpoint, terminal: Terminal
