@@ -17,6 +17,7 @@ layer                         reads        writes
 """
 
 import re
+from collections.abc import Mapping
 from typing import Literal
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -42,6 +43,19 @@ NORM_OF: dict[str, str] = {
 READS_RESIDUAL = frozenset({"q", "k", "v", "gate", "up", "head"})
 WRITES_RESIDUAL = frozenset({"o", "down"})
 LINEAR_KINDS = ("q", "k", "v", "o", "gate", "up", "down")
+
+INPUT_OF: Mapping[str, str] = {
+    "q": "attention_in",
+    "k": "attention_in",
+    "v": "attention_in",
+    "o": "o_in",
+    "gate": "mlp_in",
+    "up": "mlp_in",
+    "down": "down_in",
+}
+"""Kind of a linear layer -> the activations that it reads, one and the same for all that share them."""
+
+INPUTS = ("attention_in", "o_in", "mlp_in", "down_in")
 
 
 def kind_of(name: str) -> Kind:

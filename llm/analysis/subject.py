@@ -21,13 +21,13 @@ from occ_jax.learned import load_transforms
 from occ_jax.transforms import DCT, KLT, Identity, Transform, blockwise, klt, random_hadamard, random_rotation
 
 from ..calibration import Statistics, space_of
-from ..calibration.statistics import INPUT_OF, hessian_name
+from ..calibration.statistics import hessian_name
 from ..checkpoints import tensor_shapes
 from ..compression.sensitivity import Sensitivity, sensitivity_of
 from ..config import ModelConfig
 from ..errors import OccError
 from ..folding import fold_norms
-from ..roles import LINEAR_KINDS, READS_RESIDUAL, kind_of, layer_of, linear_name
+from ..roles import INPUT_OF, LINEAR_KINDS, READS_RESIDUAL, kind_of, layer_of, linear_name
 from ..scratch import scratch
 from ..stored_coordinates import holds_transforms, load_coordinates
 from ..weights import Weights

@@ -12,11 +12,11 @@ from jaxtyping import Float, Int
 from ..config import ModelConfig
 from ..coordinates import HEAD_MIX
 from ..model import block_params, layer_windows
-from ..roles import EMBEDDING, FINAL_NORM, LINEAR_KINDS, linear_name
+from ..roles import EMBEDDING, FINAL_NORM, INPUT_OF, INPUTS, LINEAR_KINDS, linear_name
 from ..weights import Weights
 from . import blocks
 from .collect import check_windows
-from .statistics import HEAD_HESSIAN, INPUT_OF, INPUTS, hessian_name, statistic_shapes
+from .statistics import HEAD_HESSIAN, hessian_name, statistic_shapes
 from .sweep import BATCH_TOKENS, batches_of, finished
 
 

@@ -16,28 +16,14 @@ what errors really cost (:mod:`occ_jax.quantization.product_form`), with a weigh
 """
 
 import dataclasses
-from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from ..config import ModelConfig
-from ..roles import EMBEDDING, HEAD, LINEAR_KINDS, kind_of, layer_of, linear_name
+from ..roles import EMBEDDING, HEAD, INPUT_OF, LINEAR_KINDS, kind_of, layer_of, linear_name
 from ..weights import Weights
 from .fingerprint import Fingerprint
-
-INPUT_OF: Mapping[str, str] = {
-    "q": "attention_in",
-    "k": "attention_in",
-    "v": "attention_in",
-    "o": "o_in",
-    "gate": "mlp_in",
-    "up": "mlp_in",
-    "down": "down_in",
-}
-"""Kind of a linear layer -> the activations that it reads."""
-
-INPUTS = ("attention_in", "o_in", "mlp_in", "down_in")
 
 WEIGHTED_INPUTS = ("attention_in", "mlp_in")
 """Inputs whose tokens are weighted by the gradients of the outputs that they lead to."""

@@ -18,7 +18,7 @@ from jaxtyping import Int
 from ..config import ModelConfig
 from ..errors import OccError
 from ..model import block_params, layer_windows
-from ..roles import EMBEDDING, FINAL_NORM, HEAD, LINEAR_KINDS, linear_name
+from ..roles import EMBEDDING, FINAL_NORM, HEAD, INPUT_OF, INPUTS, LINEAR_KINDS, linear_name
 from ..weights import Weights
 from . import blocks
 from .blocks import Residual, Sums
@@ -27,8 +27,6 @@ from .moments import CompensatedSum
 from .spool import Spool
 from .statistics import (
     HEAD_HESSIAN,
-    INPUT_OF,
-    INPUTS,
     TOKEN_COUNTS,
     WEIGHTED_INPUTS,
     fisher_name,

@@ -8,8 +8,8 @@ from jaxtyping import Float
 from occ_jax.quantization.hessian import HessianFactor, prepare_hessian
 from occ_jax.quantization.output_feedback import OutputFactor, prepare_outputs
 
-from ..calibration.statistics import INPUT_OF, hessian_name
-from ..roles import kind_of, layer_of
+from ..calibration.statistics import hessian_name
+from ..roles import INPUT_OF, kind_of, layer_of
 
 
 class Factors:

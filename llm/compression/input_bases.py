@@ -14,8 +14,8 @@ from occ_jax.codec import stored_transform
 from occ_jax.transforms import Rotation, Transform, klt
 
 from ..calibration import Statistics
-from ..calibration.statistics import INPUT_OF, hessian_name
-from ..roles import kind_of, layer_of
+from ..calibration.statistics import hessian_name
+from ..roles import INPUT_OF, kind_of, layer_of
 
 BASIS_BITS = 3
 """Resolution of a stored basis: a coarser matrix is another rotation nearby, and a smaller file."""

@@ -50,11 +50,11 @@ from occ_jax.transforms import AlongAxis, Transform, dual, forward_rows
 
 from ..calibration import conjugate, moved_diagonal, space_of
 from ..calibration.moments import positive
-from ..calibration.statistics import INPUT_OF, fisher_name, hessian_name
+from ..calibration.statistics import fisher_name, hessian_name
 from ..config import ModelConfig
 from ..coordinates import Coordinates, moves
 from ..errors import OccError
-from ..roles import linear_name
+from ..roles import INPUT_OF, linear_name
 from .problem import Matrix
 
 RateName = Literal["field", "water", "laplace", "generalized_gaussian"]

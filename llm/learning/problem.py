@@ -15,11 +15,11 @@ from occ_jax.quantization.output_feedback import prepare_outputs
 from occ_jax.transforms import Identity
 
 from ..calibration import Statistics, space_of
-from ..calibration.statistics import INPUT_OF, TURNING_OUTPUTS, fisher_name, hessian_name
+from ..calibration.statistics import TURNING_OUTPUTS, fisher_name, hessian_name
 from ..compression.sensitivity import sensitivity_of
 from ..config import ModelConfig
 from ..coordinates import Coordinates, moves
-from ..roles import EMBEDDING, HEAD, LINEAR_KINDS, linear_name
+from ..roles import EMBEDDING, HEAD, INPUT_OF, LINEAR_KINDS, linear_name
 from ..weights import DerivedWeights, Weights
 
 

@@ -21,11 +21,11 @@ from occ_jax.transforms import Identity
 
 from ..calibration import conjugate, moved_diagonal, space_of
 from ..calibration.moments import positive
-from ..calibration.statistics import INPUT_OF, fisher_name, hessian_name
+from ..calibration.statistics import fisher_name, hessian_name
 from ..config import ModelConfig
 from ..coordinates import BlockCoordinates, Coordinates, moves
 from ..model import LINEARS
-from ..roles import linear_name
+from ..roles import INPUT_OF, linear_name
 from .losses import Coded, Integers, Objective, moved_weight
 from .problem import Matrix, Problem
 

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from occ_llm.calibration import blocks, calibrate, statistic_shapes
-from occ_llm.calibration.statistics import INPUT_OF, INPUTS, WEIGHTED_INPUTS
+from occ_llm.calibration.statistics import WEIGHTED_INPUTS
 from occ_llm.config import ModelConfig
 from occ_llm.folding import fold_norms
 from occ_llm.model import block, block_params, position_table
+from occ_llm.roles import INPUT_OF, INPUTS
 
 
 def block_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
