@@ -134,6 +134,12 @@ class ModelConfig:
             )
 
     @property
+    def input_widths(self) -> dict[str, int]:
+        """Kind of activations that linear layers read (:data:`~occ_llm.roles.INPUTS`) -> their number."""
+        width, queries = self.hidden_size, self.num_heads * self.head_dim
+        return {"attention_in": width, "o_in": queries, "mlp_in": width, "down_in": self.intermediate_size}
+
+    @property
     def windows(self) -> tuple[int | None, ...]:
         """Attention window of every layer; None = all earlier tokens."""
         flags = self.sliding_layers or (True,) * self.num_layers

@@ -5,9 +5,9 @@ With the norms folded (:mod:`occ_llm.folding`) the residual stream may be expres
 :math:`T e`. Inside a block more may move (:class:`BlockCoordinates`), as no norm stands between: the values of each
 key-value head by any invertible map, keys by what commutes with the position code and queries by its dual
 :math:`T^{-\top}`, the products of the feed-forward layer by a factor for each unit, since ``up_proj`` enters them
-linearly. The moved network is itself a network of the same shape, so none of this costs a byte in the file. The hidden
-units of the MLP otherwise pass through a nonlinearity, so a rotation there belongs to the coded matrix and is stored
-with it.
+linearly. The moved network is itself a network of the same shape, so none of this costs a byte in the file. Any other
+rotation of what a layer reads (of the hidden units of the MLP, which pass through a nonlinearity; of the residual
+stream, but for one layer alone) belongs to the coded matrix and is stored with it.
 
 One thing does not move freely: a head that is tied to the embedding sees the final gain :math:`g`. In new
 coordinates :math:`E \operatorname{diag}(g) = E' M` with the symmetric :math:`M = T \operatorname{diag}(g) T^\top`,
@@ -15,7 +15,7 @@ which becomes a tensor of the network, :data:`HEAD_MIX`, and is counted like any
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal, get_args
 
 import jax
@@ -40,13 +40,22 @@ from occ_jax.transforms import (
 
 from .config import ModelConfig
 from .errors import OccError
-from .roles import EMBEDDING, FINAL_NORM, HEAD, READS_RESIDUAL, WRITES_RESIDUAL, kind_of, layer_of
+from .roles import EMBEDDING, FINAL_NORM, HEAD, INPUT_OF, READS_RESIDUAL, WRITES_RESIDUAL, kind_of, layer_of
 from .weights import DerivedWeights, Weights
 
 CoordinateName = Literal["identity", "hadamard", "random", "klt", "klt-inputs", "dct", "learned"]
 
 HEAD_MIX = "model.norm.mix"
 """The symmetric matrix :math:`T \\operatorname{diag}(g) T^\\top` between the final norm and a tied head."""
+
+
+STORED: Mapping[str, str] = {
+    "attention_in": "attention_inputs",
+    "o_in": "o_inputs",
+    "mlp_in": "mlp_inputs",
+    "down_in": "hidden",
+}
+"""Inputs of a layer -> the field of :class:`BlockCoordinates` with the transform that is stored with its matrices."""
 
 
 @pytree_dataclass
@@ -59,13 +68,17 @@ class BlockCoordinates:
         keys: of the keys, likewise; rotations of planes and a factor for each plane, which commute with the position
             code. Fused into ``k_proj`` and, as the dual, into ``q_proj``.
         units: a positive factor for each unit, fused into ``up_proj`` and, as the dual, into ``down_proj``.
-        hidden: orthonormal transform along the columns of ``down_proj``, after that of :class:`Coordinates`; stored
-            with the matrix.
+        attention_inputs, o_inputs, mlp_inputs: orthonormal transforms along the columns of the matrices that read these
+            inputs (:data:`STORED`); every one of the matrices stores its own copy.
+        hidden: the same for ``down_proj``, after that of :class:`Coordinates`.
     """
 
     values: Transform = Identity()
     keys: Transform = Identity()
     units: Transform = Identity()
+    attention_inputs: Transform = Identity()
+    o_inputs: Transform = Identity()
+    mlp_inputs: Transform = Identity()
     hidden: Transform = Identity()
 
 
@@ -106,9 +119,10 @@ class Coordinates:
             raise OccError(f"the queries and keys of a {config.family} model are normalised: their planes cannot move")
         return _for_queries(config, own) if queries else own
 
-    def hidden_of(self, layer: int) -> Transform:
-        """Transform along the columns of one ``down_proj``."""
-        return chain(self.hidden, self.block(layer).hidden)
+    def stored_of(self, layer: int, kind: str) -> Transform:
+        """Transform along the columns of one linear layer that is stored with its matrix."""
+        shared = self.hidden if kind == "down" else Identity()
+        return chain(shared, getattr(self.block(layer), STORED[INPUT_OF[kind]]))
 
 
 def _for_queries(config: ModelConfig, transform: Transform) -> Transform:

@@ -11,7 +11,7 @@ from occ_jax.learned.stored import SAVED_MATRIX_BITS
 from occ_jax.transforms import Identity, Transform
 
 from .config import ModelConfig
-from .coordinates import BlockCoordinates, Coordinates
+from .coordinates import STORED, BlockCoordinates, Coordinates
 from .errors import OccError
 
 KIND = "learned coordinates"
@@ -150,8 +150,9 @@ def _sized(config: ModelConfig, coordinates: Coordinates) -> dict[str, tuple[Tra
     """Every transform by name, with the length of its vectors."""
     sizes = dict(zip(SPACES, (config.hidden_size, config.head_dim, config.intermediate_size), strict=True))
     shared = {name: (getattr(coordinates, name), size) for name, size in sizes.items()}
-    heads, units = config.num_kv_heads * config.head_dim, config.intermediate_size
-    own = {"values": heads, "keys": heads, "units": units, "hidden": units}
+    heads = config.num_kv_heads * config.head_dim
+    own = {"values": heads, "keys": heads, "units": config.intermediate_size}
+    own |= {STORED[tap]: width for tap, width in config.input_widths.items()}
     return shared | {
         f"blocks.{layer}.{place}": (getattr(block, place), size)
         for layer, block in enumerate(coordinates.blocks)

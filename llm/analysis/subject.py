@@ -108,7 +108,7 @@ class Subject:
             case "identity":
                 return Identity()
             case "hadamard" | "random":
-                return self._rotations[coordinates, input_width(self.config, name)]
+                return self._rotations[coordinates, _input_width(self.config, name)]
             case "dct":
                 return DCT()
             case "klt":
@@ -131,7 +131,7 @@ class Subject:
     def _rotations(self) -> dict[tuple[str, int], Transform]:
         """One rotation of each kind for every width, so that layers of one space share theirs."""
         made: dict[tuple[str, int], Transform] = {}
-        for n in sorted({input_width(self.config, linear_name(0, kind)) for kind in LINEAR_KINDS}):
+        for n in sorted(set(self.config.input_widths.values())):
             signs, haar = jax.random.split(jax.random.fold_in(self.key, n))
             made["hadamard", n] = random_hadamard(n, key=signs)
             made["random", n] = random_rotation(n, key=haar)
@@ -226,7 +226,7 @@ def check_learned(config: ModelConfig, learned: Mapping[str, Transform], layers:
     if learned and not found:
         raise OccError("the file of transforms holds nothing for the layers that were asked for")
     for name, transform in found.items():
-        width = input_width(config, name)
+        width = _input_width(config, name)
         if not transform.is_orthonormal:
             raise OccError(f"the learned transform of {name} is not orthonormal: errors cannot be compared in it")
         try:
@@ -248,10 +248,8 @@ def learned_for(config: ModelConfig, learned: Mapping[str, Transform], name: str
     return None if values is None else blockwise(values, config.head_dim)
 
 
-def input_width(config: ModelConfig, name: str) -> int:
-    """Number of inputs of a linear layer."""
-    widths = {"o": config.num_heads * config.head_dim, "down": config.intermediate_size}
-    return widths.get(kind_of(name), config.hidden_size)
+def _input_width(config: ModelConfig, name: str) -> int:
+    return config.input_widths[INPUT_OF[kind_of(name)]]
 
 
 def inputs_of(name: str) -> str:

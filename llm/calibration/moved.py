@@ -12,7 +12,7 @@ from occ_jax.transforms import Identity, Transform, along_axis, chain, dual, for
 
 from ..config import ModelConfig
 from ..coordinates import Coordinates
-from ..roles import kind_of, layer_of
+from ..roles import INPUT_OF, kind_of, layer_of
 from ..weights import DerivedWeights, Weights
 from .statistics import Statistics
 
@@ -22,21 +22,22 @@ def rotate_statistics(statistics: Statistics, coordinates: Coordinates) -> Stati
 
     Where the inputs of a layer go through :math:`T`, their second moment becomes :math:`T H T^\top`; where its outputs
     do, their gradients go through the dual :math:`T^{-\top}` and so does their Fisher matrix, on both sides. Tokens
-    keep their weights, which are nearly the same in a basis in which values are turned. Lazy: nothing is read here. The
-    hidden units' transform is not fused into a network (:class:`~occ_llm.coordinates.Coordinates`), it belongs to the
-    coded ``down_proj``, whose inputs are moved here too.
+    keep their weights, which are nearly the same in a basis in which values are turned. Lazy: nothing is read here. A
+    transform that is stored with a matrix is not fused into a network (:class:`~occ_llm.coordinates.Coordinates`), but
+    the inputs that the matrix reads are moved by it, too.
 
     Args:
         statistics: in original coordinates.
         coordinates: the transform of every space.
 
     Raises:
-        ValueError: the transform of the residual stream or of the hidden units is not orthonormal.
+        ValueError: the transform of the residual stream, or one that is stored with a matrix, is not orthonormal.
     """
-    hidden = chain(*(coordinates.hidden_of(layer) for layer in range(max(1, len(coordinates.blocks)))))
-    for name, transform in (("residual stream", coordinates.residual), ("hidden units", hidden)):
+    layers = range(max(1, len(coordinates.blocks)))
+    stored = chain(*(coordinates.stored_of(layer, kind) for layer in layers for kind in INPUT_OF))
+    for name, transform in (("the residual stream", coordinates.residual), ("the inputs of a matrix", stored)):
         if not transform.is_orthonormal:
-            raise ValueError(f"the transform of the {name} is not orthonormal: it has to be a rotation")
+            raise ValueError(f"the transform of {name} is not orthonormal: it has to be a rotation")
     rules: dict[str, Callable[[Weights], np.ndarray]] = {}
     for name in statistics.tensors:
         transform = space_of(statistics.config, name, coordinates)
@@ -69,11 +70,15 @@ def space_of(config: ModelConfig, name: str, coordinates: Coordinates) -> Transf
 
 
 def _input_space(config: ModelConfig, layer: int | None, tap: str, coordinates: Coordinates) -> Transform:
-    if layer is None or tap in ("attention_in", "mlp_in"):
+    if layer is None:
         return coordinates.residual
-    if tap == "o_in":
-        return coordinates.values_of(config, layer, queries=True)
-    return chain(coordinates.block(layer).units, coordinates.hidden_of(layer))
+    stored = coordinates.stored_of(layer, next(kind for kind, read in INPUT_OF.items() if read == tap))
+    match tap:
+        case "o_in":
+            return chain(coordinates.values_of(config, layer, queries=True), stored)
+        case "down_in":
+            return chain(coordinates.block(layer).units, stored)
+    return chain(coordinates.residual, stored)
 
 
 def conjugate(transform: Transform, moment: Float[Array, "d d"]) -> Float[Array, "d d"]:

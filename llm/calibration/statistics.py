@@ -175,8 +175,8 @@ def statistic_shapes(config: ModelConfig, *, fisher: bool = True) -> dict[str, t
     """
     width, hidden, vocab = config.hidden_size, config.intermediate_size, config.vocab_size
     queries, values = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    inputs = {"attention_in": width, "o_in": queries, "mlp_in": width, "down_in": hidden}
     outputs = {"q": queries, "k": values, "v": values, "o": width, "gate": hidden, "up": hidden, "down": width}
+    inputs = config.input_widths
     shapes: dict[str, tuple[int, ...]] = {TOKEN_COUNTS: (vocab,)}
     if fisher:
         shapes[fisher_name(EMBEDDING)] = (width, width)

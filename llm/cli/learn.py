@@ -80,7 +80,8 @@ class Learn:
                 about=about | {"log": _log(outcome)},
             )
         session.forget()
-        learning_figure(_logs(outcome), figure, title=f"{checkpoint.name}: {_finding(outcome)}")
+        found = _finding(outcome, "distortion" if self.settings.is_integer else "bits")
+        learning_figure(_logs(outcome), figure, title=f"{checkpoint.name}: {found}")
         _show(terminal, outcome, f"{checkpoint.name} in {self.out}")
         terminal.result({"out": str(self.out), "figure": str(figure), **result})
 
@@ -112,13 +113,13 @@ def _log(outcome: Outcome) -> dict[str, dict[str, list[float]]]:
     }
 
 
-def _finding(outcome: Outcome) -> str:
-    gain = outcome.gain
-    found = f"{gain['bits']:.3f} bit per weight below the original coordinates"
-    if not gain["bits"]:
-        found = f"divergence lower by {gain['distortion']:.3g} nats"
+def _finding(outcome: Outcome, quantity: str) -> str:
+    gain = outcome.gain[quantity]
+    found = f"{gain:.3f} bit per weight below the original coordinates"
+    if quantity == "distortion":
+        found = f"divergence lower by {gain:.3g} nats"
     if outcome.control is not None:
-        found += f" (control {outcome.control.gain['bits' if gain['bits'] else 'distortion']:.3g})"
+        found += f" (control {outcome.control.gain[quantity]:.3g})"
     return found
 
 
@@ -130,6 +131,8 @@ def _show(terminal: Terminal, outcome: Outcome, title: str) -> None:
             continue
         kinds = measured[0]["kinds"]
         rows = [(kind, *(m["kinds"][kind][quantity] for m in measured)) for kind in kinds]
+        if quantity == "bits" and any(paid := [m["transform_bits"] for m in measured]):
+            rows.append(("transforms stored with matrices", *paid))
         terminal.table(f"{title}: {name}", columns, [*rows, ("all", *(m[quantity] for m in measured))])
     rows = [("gain over the original coordinates, bits", outcome.gain["bits"])]
     rows += [("fall of the distortion", outcome.gain["distortion"])]

@@ -182,7 +182,7 @@ def encode_rest(network: Network, *, gains: bool = False) -> dict[str, CodedTens
     if network.mixes_head:
         width = network.config.hidden_size
         coded[FINAL_NORM] = encode_raw(network.final_gain, "float16")
-        coded[BASIS] = encode_transform(network.basis, width, matrix_bits=BASIS_BITS)
+        coded[BASIS] = encode_transform(network.written.residual, width, matrix_bits=BASIS_BITS)
     if gains:
         ones = np.ones(network.config.hidden_size, np.float32)
         coded |= {name: encode_raw(ones, "float16") for name in folded_gains(network.config)}

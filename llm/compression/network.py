@@ -10,11 +10,12 @@ from jaxtyping import Float, Float32
 
 from occ_jax._pytree import replace
 from occ_jax.codec import stored_offset, stored_transform, to_spec
+from occ_jax.learned import materialize
 from occ_jax.transforms import Identity, Transform
 
 from ..calibration import Statistics, rotate_statistics, sandwich
 from ..config import ModelConfig
-from ..coordinates import HEAD_MIX, CoordinateName, Coordinates, choose_coordinates, moved, rotate
+from ..coordinates import HEAD_MIX, STORED, CoordinateName, Coordinates, choose_coordinates, moved, rotate
 from ..folding import fold_norms, folded_gains
 from ..roles import EMBEDDING, FINAL_NORM, HEAD, LINEAR_KINDS, is_linear, kind_of, layer_of
 from ..stored_coordinates import load_coordinates
@@ -33,7 +34,7 @@ class Network:
         weights: folded and rotated, lazy.
         coordinates: the basis of every inner space.
         statistics: second moments and Fisher information in these coordinates.
-        basis: of the residual stream as it is written; :attr:`coordinates` have what a decoder makes of it.
+        written: the same with the exact bases that are written; :attr:`coordinates` have what a decoder makes of them.
         input_bases: a basis of every layer's inputs that is stored with its matrix, or ``None``.
     """
 
@@ -42,7 +43,7 @@ class Network:
     weights: Weights
     coordinates: Coordinates
     statistics: Statistics
-    basis: Transform
+    written: Coordinates
     input_bases: InputBases | None = None
 
     @cached_property
@@ -70,18 +71,17 @@ class Network:
         """Transform along a matrix's columns that is stored with it, as a decoder has it; mostly the identity."""
         if self.input_bases is not None and is_linear(name):
             return self.input_bases.decoded(name)
-        layer = layer_of(name)
-        return self.coordinates.hidden_of(layer) if kind_of(name) == "down" and layer is not None else Identity()
+        return _stored_of(self.coordinates, name)
 
     def written_transform(self, name: str) -> Transform:
         """What to write, at :data:`BASIS_BITS`, so that a decoder has :meth:`stored_transform`."""
         if self.input_bases is not None and is_linear(name):
             return self.input_bases.written(name)
-        return self.stored_transform(name)
+        return _stored_of(self.written, name)
 
     def transform_bits(self, name: str) -> int:
         """Bits that a matrix's stored transform takes in the file."""
-        return 8 * len(to_spec(self.written_transform(name), matrix_bits=BASIS_BITS)[1])
+        return _bits_of(self.written_transform(name))
 
     def coefficients(self, name: str) -> Float[np.ndarray, "d_out d_in"]:
         """The matrix in the coordinates in which it is quantized, less its offset."""
@@ -156,17 +156,31 @@ def prepare_network(
         seed: of random ones.
     """
     chosen = _chosen(config, statistics, coordinates, transforms, seed)
-    basis = chosen.residual
-    chosen = as_decoded(chosen)
+    decoded = as_decoded(chosen)
     return Network(
         config=config,
         original=weights,
-        weights=rotate(config, fold_norms(config, weights), chosen),
-        coordinates=chosen,
-        statistics=rotate_statistics(statistics, chosen),
-        basis=basis,
+        weights=rotate(config, fold_norms(config, weights), decoded),
+        coordinates=decoded,
+        statistics=rotate_statistics(statistics, decoded),
+        written=chosen,
         input_bases=InputBases(statistics) if coordinates == "klt-inputs" else None,
     )
+
+
+def _stored_of(coordinates: Coordinates, name: str) -> Transform:
+    layer = layer_of(name)
+    return Identity() if layer is None else coordinates.stored_of(layer, kind_of(name))
+
+
+def _bits_of(written: Transform) -> int:
+    return 8 * len(to_spec(written, matrix_bits=BASIS_BITS)[1])
+
+
+def stored_bits(config: ModelConfig, coordinates: Coordinates) -> int:
+    """Bits that all transforms take that are stored with linear layers."""
+    layers = range(config.num_layers)
+    return sum(_bits_of(materialize(coordinates.stored_of(i, kind))) for i in layers for kind in LINEAR_KINDS)
 
 
 def as_decoded(coordinates: Coordinates) -> Coordinates:
@@ -175,7 +189,7 @@ def as_decoded(coordinates: Coordinates) -> Coordinates:
         coordinates,
         residual=stored_transform(coordinates.residual, matrix_bits=BASIS_BITS),
         blocks=tuple(
-            replace(block, hidden=stored_transform(block.hidden, matrix_bits=BASIS_BITS))
+            replace(block, **{f: stored_transform(getattr(block, f), matrix_bits=BASIS_BITS) for f in STORED.values()})
             for block in coordinates.blocks
         ),
     )

@@ -228,9 +228,7 @@ def block_points(
         chosen = sample(len(matrix.weight), row_share, rows_key, least=LEAST_ROWS)
         rows = _row_costs(matrix, space_of(config, fisher_name(name), coordinates), chosen)
         w = moved_weight(config, name, coordinates, matrix.weight, chosen)
-        if kind == "down":
-            w = coordinates.hidden_of(0).forward(w)
-        point = objective.point(w, rows, inputs[INPUT_OF[kind]], noise_key)
+        point = objective.point(coordinates.stored_of(0, kind).forward(w), rows, inputs[INPUT_OF[kind]], noise_key)
         points[kind] = _of_all(objective, point, len(matrix.weight) / len(w))
     return points
 

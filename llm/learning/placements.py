@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, get_args
 
 import jax
@@ -15,25 +16,37 @@ from occ_jax.transforms import (
     Butterfly,
     Chain,
     Identity,
+    Kronecker,
     PlaneRotation,
     Rotation,
     Scaling,
     Transform,
-    butterfly,
     chain,
 )
 
 from ..config import ModelConfig
-from ..coordinates import BlockCoordinates, Coordinates
+from ..coordinates import STORED, BlockCoordinates, Coordinates
 from ..errors import OccError
+from .structures import Structure, Structured, structured, trained_from
 
-Placement = Literal["residual", "values", "keys", "value-scales", "key-scales", "unit-scales", "hidden"]
+Placement = Literal[
+    "residual",
+    "values",
+    "keys",
+    "value-scales",
+    "key-scales",
+    "unit-scales",
+    "attention-inputs",
+    "o-inputs",
+    "mlp-inputs",
+    "hidden",
+]
 
 SCALINGS: frozenset[Placement] = frozenset({"value-scales", "key-scales", "unit-scales"})
 """Placements that are no rotations."""
 
-HIDDEN_SWEEPS = 1
-"""Sweeps of the butterfly along the columns of each ``down_proj``."""
+_PAID: Mapping[str, str] = {field.replace("_", "-"): tap for tap, field in STORED.items()}
+"""Placement that is stored with matrices -> the inputs that they read."""
 
 
 @pytree_dataclass
@@ -49,7 +62,8 @@ class Parameters:
         value_scales: a factor for every value. Free.
         key_scales: binary logarithms of a factor for every plane of the keys. Free.
         unit_scales: a factor for every unit between ``up_proj`` and ``down_proj``. Free.
-        hidden: a butterfly along the columns of every ``down_proj``. Stored with the matrix.
+        attention_inputs, o_inputs, mlp_inputs, hidden: a structured rotation along the columns of the matrices that
+            read these inputs, ``hidden`` those of ``down_proj``. Stored with each of the matrices.
     """
 
     residual: Cayley | None = None
@@ -58,10 +72,15 @@ class Parameters:
     value_scales: Scaling | None = None
     key_scales: Float[Array, "layers heads half"] | None = None
     unit_scales: Scaling | None = None
-    hidden: Butterfly | None = None
+    attention_inputs: Structured | None = None
+    o_inputs: Structured | None = None
+    mlp_inputs: Structured | None = None
+    hidden: Structured | None = None
 
 
-def initial_parameters(config: ModelConfig, placements: Sequence[Placement], start: Coordinates) -> Parameters:
+def initial_parameters(
+    config: ModelConfig, placements: Sequence[Placement], start: Coordinates, structure: Structure = "butterfly"
+) -> Parameters:
     """Parameters at which the network is in the coordinates ``start``.
 
     Args:
@@ -69,6 +88,7 @@ def initial_parameters(config: ModelConfig, placements: Sequence[Placement], sta
         placements: what is trained; repetitions count once.
         start: the residual rotation begins there, and so does what the blocks have of their own, if it was learned
             before; without that the others begin at the identity, after what is there.
+        structure: of the rotations that are stored with matrices, where they do not begin in some.
 
     Raises:
         OccError: there is nothing to train, a placement does not exist in this model, or one that the blocks of
@@ -90,26 +110,29 @@ def initial_parameters(config: ModelConfig, placements: Sequence[Placement], sta
     def stack(make: Any, *shape: int) -> Any:
         return jax.vmap(make)(zeros(layers, *shape))
 
-    made: dict[Placement, Any] = {
+    made: dict[str, Any] = {
         "residual": lambda: cayley(config.hidden_size, start=_start(start.residual)),
         "values": lambda: stack(jax.vmap(lambda g: Cayley(g, None)), heads, size, size),
         "keys": lambda: stack(jax.vmap(lambda angles: PlaneRotation(angles, size)), heads, size // 2),
         "value-scales": lambda: stack(jax.vmap(Scaling), heads, size),
         "key-scales": lambda: zeros(layers, heads, size // 2),
         "unit-scales": lambda: stack(Scaling, config.intermediate_size),
-        "hidden": lambda: jax.vmap(lambda _: butterfly(config.intermediate_size, sweeps=HIDDEN_SWEEPS))(zeros(layers)),
+    }
+    made |= {
+        place: partial(stack, lambda _, n=config.input_widths[tap]: structured(structure, n))
+        for place, tap in _PAID.items()
     }
     first = Parameters(**{name.replace("-", "_"): make() for name, make in made.items() if name in chosen})
     return _begun(first, start.blocks) if start.blocks else first
 
 
-_PARTS: Mapping[str, tuple[str, type[Transform], Callable[[Any], Any]]] = {
+_PARTS: Mapping[str, tuple[str, type | tuple[type, ...], Callable[[Any], Any]]] = {
     "values": ("values", Rotation, lambda r: jax.vmap(jax.vmap(Cayley))(jnp.zeros_like(r.matrix), r.matrix)),
     "keys": ("keys", PlaneRotation, lambda planes: planes),
     "value_scales": ("values", Scaling, lambda scaling: scaling),
     "key_scales": ("keys", Scaling, lambda s: s.log2_scale[..., : s.log2_scale.shape[-1] // 2]),
     "unit_scales": ("units", Scaling, lambda scaling: scaling),
-    "hidden": ("hidden", Butterfly, lambda sweeps: sweeps),
+    **{STORED[tap]: (STORED[tap], (Butterfly, Kronecker), trained_from) for tap in _PAID.values()},
 }
 """Field of the parameters -> where blocks have such a transform, its class, and the parameters that make it."""
 
@@ -138,7 +161,7 @@ def _links(transform: Transform) -> tuple[Transform, ...]:
 
 def default_placements(config: ModelConfig, *, scalings: bool) -> tuple[Placement, ...]:
     """Every placement that costs nothing in the file of this model, with or without those that are no rotations."""
-    free = [place for place in get_args(Placement) if place != "hidden" and (scalings or place not in SCALINGS)]
+    free = [place for place in get_args(Placement) if place not in _PAID and (scalings or place not in SCALINGS)]
     return tuple(place for place in free if not (config.qk_norm and place.startswith("key")))
 
 
@@ -151,7 +174,7 @@ def shared_and_blocks(config: ModelConfig, parameters: Parameters) -> tuple[Tran
         values=_per_head(size, p.values, p.value_scales),
         keys=_per_head(size, p.keys, tied),
         units=p.unit_scales or Identity(),
-        hidden=p.hidden or Identity(),
+        **{field: getattr(p, field) or Identity() for field in STORED.values()},
     )
 
 
@@ -173,12 +196,16 @@ def num_parameters(parameters: Parameters) -> dict[str, int]:
     counts = {}
     for field in dataclasses.fields(parameters):
         item = getattr(parameters, field.name)
-        if isinstance(item, Cayley):
-            n = item.size
-            counts[field.name] = item.generator.size // (n * n) * (n * (n - 1) // 2)
-        elif item is not None:
-            counts[field.name] = sum(leaf.size for leaf in jax.tree.leaves(item))
+        if item is not None:
+            counts[field.name] = sum(map(_freedom, jax.tree.leaves(item, is_leaf=lambda t: isinstance(t, Cayley))))
     return counts
+
+
+def _freedom(item: Cayley | Array) -> int:
+    if not isinstance(item, Cayley):
+        return item.size
+    n = item.size
+    return item.generator.size // (n * n) * (n * (n - 1) // 2)
 
 
 def _start(transform: Transform) -> Transform | None:

@@ -17,7 +17,6 @@ from jaxtyping import Array, Float, Key
 from occ_jax.learned import RANGES, upper_root
 from occ_jax.quantization import prepare_hessian
 from occ_jax.quantization.base import uniform_noise
-from occ_jax.transforms import Identity
 
 from ..calibration import conjugate, moved_diagonal, space_of
 from ..calibration.moments import positive
@@ -131,9 +130,9 @@ def _quantized(
 ) -> Float[Array, "d_out d_in"]:
     name = linear_name(0, kind)
     moved = moved_weight(config, name, coordinates, w)
-    hidden = coordinates.hidden_of(0) if kind == "down" else Identity()
     if isinstance(objective, Integers):
-        return hidden.inverse(objective.reconstruct(hidden.forward(moved), factor, key))
+        stored = coordinates.stored_of(0, kind)
+        return stored.inverse(objective.reconstruct(stored.forward(moved), factor, key))
     assert factor is not None
     rows = positive(moved_diagonal(space_of(config, fisher_name(name), coordinates), fisher))
     noise = uniform_noise(jnp.zeros_like(w), key=key)

@@ -21,7 +21,7 @@ from ..calibration import Statistics
 from ..calibration.fingerprint import text_digest
 from ..checkpoints import Checkpoint
 from ..compression.finishing import cut_shorter, predict
-from ..compression.network import as_decoded
+from ..compression.network import as_decoded, stored_bits
 from ..coordinates import Coordinates, choose_coordinates
 from ..errors import OccError, said_of
 from ..evaluation.quality import token_nll
@@ -54,7 +54,8 @@ class Outcome:
     Attributes:
         learned: coordinates and log.
         measured: the objective in original coordinates, at the start, as learned, and as a compressed file will have
-            the same coordinates (a basis beside a tied head is rounded).
+            the same coordinates (a basis that is stored is rounded). Bits per weight count the transforms that are
+            stored with matrices, which ``transform_bits`` gives apart.
         control: the same training on Gaussian matrices: its log and what was measured; ``None`` if not asked for.
         pass_seconds: a forward and a backward pass of the network on one window of :attr:`LearnSettings.window` tokens.
     """
@@ -159,10 +160,11 @@ class Session:
         return choose_coordinates("identity", self._config, key=jax.random.key(0))
 
     def _layerwise(self, weights: Weights, label: str, objective: Objective | None = None) -> tuple[Outcome, Objective]:
-        work = Layerwise(self._config, self._problem(weights), self._start, self._settings, objective)
+        problem = self._problem(weights)
+        work = Layerwise(self._config, problem, self._start, self._settings, objective)
         learned = self._trained(work.train, label)
         places = self._places(learned.coordinates)
-        measured = {name: _described(*work.measure(place)) for name, place in places.items()}
+        measured = {name: self._described(place, problem, *work.measure(place)) for name, place in places.items()}
         seconds = pass_seconds(self._model, self._tokens[0]) if label == "learn" else None
         return Outcome(learned=learned, measured=measured, control=None, pass_seconds=seconds), work.objective
 
@@ -183,7 +185,7 @@ class Session:
         measured = {}
         for name, place in self._places(learned.coordinates).items():
             point, points = rates.measure(place)
-            measured[name] = _described(point, points) | {"distortion": work.measure(place)}
+            measured[name] = self._described(place, problem, point, points) | {"distortion": work.measure(place)}
         seconds = pass_seconds(self._model, self._tokens[0])
         return Outcome(learned=learned, measured=measured, control=None, pass_seconds=seconds)
 
@@ -198,6 +200,13 @@ class Session:
             feeds_rows=settings.feeds_rows,
             token_weights=not (settings.is_integer and settings.feedback),  # GPTQ knows of none
         )
+
+    def _described(self, place: Coordinates, problem: Problem, point: RateDistortion, points: Points) -> dict[str, Any]:
+        """Measurements as numbers that JSON knows; what is stored with matrices is paid for."""
+        paid = stored_bits(self._config, place) / problem.num_weights
+        kinds = {name: {"bits": float(p.bits), "distortion": float(p.distortion)} for name, p in points.items()}
+        bits = float(point.bits) + paid
+        return {"bits": bits, "distortion": float(point.distortion), "transform_bits": paid, "kinds": kinds}
 
     def _places(self, learned: Coordinates) -> dict[str, Coordinates]:
         return {"original": self._identity, "start": self._start, "learned": learned, "coded": as_decoded(learned)}
@@ -254,10 +263,3 @@ def _pass(graphdef: Any, blocks: Any, rest: dict[str, Any], tokens: Int[Array, "
     params = {**rest, "blocks": blocks}
     states, _ = observe(graphdef, params, tokens[None], reduce=lambda taps: None)
     return token_nll(states[:, :-1], rest.get("head", rest["embedding"]), tokens[None, 1:]).mean()
-
-
-def _described(point: RateDistortion, points: Points) -> dict[str, Any]:
-    """Measurements as numbers that JSON knows."""
-    return {"bits": float(point.bits), "distortion": float(point.distortion)} | {
-        "kinds": {name: {"bits": float(p.bits), "distortion": float(p.distortion)} for name, p in points.items()}
-    }

@@ -9,6 +9,7 @@ from ..compression.settings import LOW_RATE, Choice, decide
 from ..errors import OccError
 from .losses import FITTED_RATES, RateName
 from .placements import SCALINGS, Placement
+from .structures import Structure
 
 ObjectiveName = Literal["scales", "int", "kl", "kl-coded"]
 InitName = Literal["identity", "hadamard", "random", "klt", "learned"]
@@ -42,6 +43,8 @@ class LearnSettings:
     """With integers, whether each group will have the part of its range that makes the smallest error (needed at 2)."""
     placements: tuple[Placement, ...] = ()
     """Where to learn; by default all places that cost nothing in the file."""
+    structure: Structure = "butterfly"
+    """Of the rotations that are stored with matrices (attention-inputs, o-inputs, mlp-inputs, hidden)."""
     init: InitName = "identity"
     """Coordinates in which training begins; `learned` ones are read from --transforms, and go on being trained."""
     steps: int | None = None

@@ -49,7 +49,7 @@ standstill on matrices of real models, all of its threads waiting; the steps are
 def first_parameters(config: ModelConfig, start: Coordinates, settings: LearnSettings) -> Parameters:
     """What a training begins with."""
     placements = settings.placements or default_placements(config, scalings=settings.is_integer)
-    return initial_parameters(config, placements, start)
+    return initial_parameters(config, placements, start, settings.structure)
 
 
 def train(

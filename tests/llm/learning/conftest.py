@@ -14,9 +14,9 @@ from occ_llm.learning.problem import make_problem
 def drawn_parameters():
     """Parameters of some placements, moved away from where they begin."""
 
-    def draw(config, placements, start, seed: int = 0, size: float = 0.3) -> Parameters:
+    def draw(config, placements, start, seed: int = 0, size: float = 0.3, structure="butterfly") -> Parameters:
         rng = np.random.default_rng(seed)
-        first = initial_parameters(config, placements, start)
+        first = initial_parameters(config, placements, start, structure)
         starts = set() if first.residual is None or first.residual.start is None else {id(first.residual.start)}
         return jax.tree.map(
             lambda leaf: (
@@ -34,7 +34,7 @@ def drawn_coordinates(drawn_parameters):
 
     def draw(config, placements=None, seed: int = 0) -> Coordinates:
         start = choose_coordinates("identity", config, key=jax.random.key(0))
-        chosen = placements or (*default_placements(config, scalings=True), "hidden")
+        chosen = placements or (*default_placements(config, scalings=True), "attention-inputs", "o-inputs", "hidden")
         return learned_coordinates(config, start, drawn_parameters(config, chosen, start, seed))
 
     return draw

@@ -8,8 +8,12 @@ from occ_llm.checkpoints import load_checkpoint, write_hf_directory
 from occ_llm.cli.main import BAD_INPUT, run
 from occ_llm.config import ModelConfig
 from occ_llm.model import LanguageModel
+from occ_llm.roles import is_linear
 from occ_llm.stored_coordinates import describe, load_coordinates
 
+from occ_jax.codec import tensor_ledger
+
+PLACEMENTS = ("residual", "values", "mlp-inputs", "hidden")
 SMALL = ("--calibration-windows", "2", "--calibration-window", "64")
 
 
@@ -44,9 +48,9 @@ def learned(place):
             "--learning-rate",
             "0.02",
             "--placements",
-            "residual",
-            "values",
-            "hidden",
+            *PLACEMENTS,
+            "--structure",
+            "kronecker",
         )
         assert run(arguments("learn", place, "t.safetensors", *more)) == 0
     return place / "t.safetensors"
@@ -54,7 +58,7 @@ def learned(place):
 
 def test_the_file_says_what_it_is(learned, capsys):
     about = describe(learned)
-    assert about["settings"]["placements"] == ["residual", "values", "hidden"]
+    assert about["settings"]["placements"] == list(PLACEMENTS)
     assert set(about["measured"]) == {"original", "start", "learned", "coded"}
     assert len(about["log"]["learned"]["bits"]) == 4
     assert learned.with_suffix(".svg").read_text().startswith("<?xml")
@@ -71,6 +75,12 @@ def test_a_model_is_compressed_in_learned_coordinates(learned, place, capsys):
     assert run(arguments("compress", place, "out", *more)) == 0
     sizes = json.loads(capsys.readouterr().out)
     assert sizes["file_bytes"] == sum(sizes["ledger"].values())
+    paid = describe(learned)["measured"]["coded"]["transform_bits"]
+    (file,) = (place / "out").glob("*.safetensors")
+    stored = [part.get("transforms", 0) for name, part in tensor_ledger(file).items() if is_linear(name)]
+    weights = load_checkpoint(place / "model").weights
+    assert 8 * sum(stored) / sum(w.size for w in weights.values() if w.ndim == 2) == pytest.approx(paid)
+    assert sum(map(bool, stored)) == 3 * 2, "gate, up and down of both blocks"
     opened, original = load_checkpoint(place / "out"), load_checkpoint(place / "model")
     tokens = np.asarray(original.tokenizer.encode((place / "text.txt").read_text()).ids[:32], np.int32)[None]
     result, expected = (LanguageModel.from_weights(c.config, c.weights)(tokens) for c in (opened, original))
@@ -87,8 +97,10 @@ def test_stored_coordinates_are_those_that_were_written(learned):
     assert len(found.blocks) == config.num_layers
     matrix = np.asarray(found.residual.matrix)
     np.testing.assert_allclose(matrix @ matrix.T, np.eye(config.hidden_size), atol=1e-5)
-    assert found.blocks[0].hidden.angles.any()
-    assert np.abs(np.asarray(found.blocks[0].values.transform.matrix) - np.eye(config.head_dim)).max() > 1e-3
+    block = found.blocks[0]
+    for rotation in (*block.mlp_inputs.transforms, *block.hidden.transforms, block.values.transform):
+        matrix = np.asarray(rotation.matrix)
+        assert np.abs(matrix - np.eye(matrix.shape[-1])).max() > 1e-3
 
 
 def refused(capsys, arguments, *words):
@@ -115,7 +127,7 @@ def test_files_for_other_models_and_other_files_are_refused(learned, place, toy,
 
 
 def test_a_training_goes_on_from_another(learned, place, capsys):
-    more = ("--window", "32", "--placements", "residual", "values", "hidden", "--init", "learned")
+    more = ("--window", "32", "--placements", *PLACEMENTS, "--init", "learned")
     begun = ("--steps", "1", "--learning-rate", "1e-9", "--transforms", str(learned))
     assert run(arguments("learn", place, "further.safetensors", *more, *begun)) == 0
     about, before = describe(place / "further.safetensors"), describe(learned)["measured"]

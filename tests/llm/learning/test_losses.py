@@ -134,7 +134,7 @@ def test_integers_with_feedback_cost_what_gptq_leaves(
     config, bare = toy.config, Problem(toy_problem.blocks, {})
     coordinates = choose_coordinates("hadamard", config, key=KEY)
     if place == "learned":
-        coordinates = drawn_coordinates(config, ("residual", "values", "keys", "unit-scales"))
+        coordinates = drawn_coordinates(config, ("residual", "values", "keys", "unit-scales", "mlp-inputs", "hidden"))
     work = Layerwise(config, bare, coordinates, LearnSettings(objective="int", bits=5.0, group_size=16))
     _, points = work.measure(coordinates)
     moved, statistics = rotate(config, toy_folded, coordinates), rotate_statistics(toy_statistics, coordinates)
@@ -143,8 +143,7 @@ def test_integers_with_feedback_cost_what_gptq_leaves(
         for layer in range(config.num_layers):
             name = linear_name(layer, kind)
             w, form = np.asarray(moved[name]), sensitivity_of(name, statistics)
-            if kind == "down":
-                w = np.asarray(coordinates.hidden_of(layer).forward(jnp.asarray(w)))
+            w = np.asarray(coordinates.stored_of(layer, kind).forward(jnp.asarray(w)))
             factor = prepare_hessian(form.hessian, damping=0.01)
             result = quantize_integers(w, factor, bits=5, group_size=16)
             e = np.asarray(result.quantizer.dequantize(result.q) - w, np.float64)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from occ_llm.coordinates import choose_coordinates, dense_network, rotate
+from occ_llm.coordinates import STORED, choose_coordinates, dense_network, rotate
 from occ_llm.errors import OccError
 from occ_llm.folding import fold_norms
 from occ_llm.learning.placements import (
@@ -19,8 +19,10 @@ from occ_llm.model import LanguageModel
 from occ_llm.stored_coordinates import as_stored
 
 from occ_jax.learned import TRAINED, default_labels, orthogonality_error
+from occ_jax.transforms import num_pairs
 
-EVERYTHING = ("residual", "values", "keys", "value-scales", "key-scales", "unit-scales", "hidden")
+PAID = ("attention-inputs", "o-inputs", "mlp-inputs", "hidden")
+EVERYTHING = ("residual", "values", "keys", "value-scales", "key-scales", "unit-scales", *PAID)
 
 
 def everything(config, start):
@@ -35,13 +37,14 @@ def test_training_begins_where_it_should(init, toy, toy_folded):
     for name in set(expected) & set(found):  # beside a tied head the final gain becomes another tensor
         np.testing.assert_allclose(found[name], expected[name], atol=1e-5, err_msg=name)
     x = jnp.eye(toy.config.intermediate_size)
-    np.testing.assert_allclose(first.hidden_of(1).forward(x), start.hidden.forward(x), atol=1e-6)
+    np.testing.assert_allclose(first.stored_of(1, "down").forward(x), start.hidden.forward(x), atol=1e-6)
 
 
-@pytest.mark.parametrize("init", ["identity", "hadamard"])
-def test_training_begins_where_another_has_ended(init, toy, drawn_parameters):
+@pytest.mark.parametrize(("init", "structure"), [("identity", "kronecker"), ("hadamard", "butterfly")])
+def test_training_begins_where_another_has_ended(init, structure, toy, drawn_parameters):
     config, start = toy.config, choose_coordinates(init, toy.config, key=jax.random.key(0))
-    ended = as_stored(learned_coordinates(config, start, drawn_parameters(config, EVERYTHING, start)))
+    drawn = drawn_parameters(config, EVERYTHING, start, structure=structure)
+    ended = as_stored(learned_coordinates(config, start, drawn))
     begun = as_stored(learned_coordinates(config, ended, everything(config, ended)))
     assert jax.tree.structure(begun) == jax.tree.structure(ended)
     jax.tree.map(lambda found, due: np.testing.assert_allclose(found, due, atol=1e-4), begun, ended)
@@ -80,13 +83,22 @@ def test_every_leaf_but_the_start_is_trained_and_counted(toy):
     assert counts["unit_scales"] == config.num_layers * config.intermediate_size
 
 
-def test_rotations_stay_rotations(toy, drawn_parameters):
+@pytest.mark.parametrize("structure", ["butterfly", "kronecker"])
+def test_rotations_stay_rotations(structure, toy, drawn_parameters):
     start = choose_coordinates("random", toy.config, key=jax.random.key(0))
-    parameters = drawn_parameters(toy.config, EVERYTHING, start, size=2.0)
+    parameters = drawn_parameters(toy.config, EVERYTHING, start, size=2.0, structure=structure)
     assert float(orthogonality_error(parameters)) < 1e-5
     residual, blocks = shared_and_blocks(toy.config, parameters)
     assert residual.is_orthonormal
     assert not blocks.values.is_orthonormal, "there are factors beside the rotation"
+    assert all(getattr(blocks, field).is_orthonormal for field in STORED.values())
+
+
+def test_parameters_that_are_paid_for_are_few(toy):
+    start = choose_coordinates("identity", toy.config, key=jax.random.key(0))
+    for structure, per_input in (("butterfly", num_pairs(48)), ("kronecker", 6 * 5 // 2 + 8 * 7 // 2)):
+        counts = num_parameters(initial_parameters(toy.config, PAID, start, structure))
+        assert counts["attention_inputs"] == counts["mlp_inputs"] == toy.config.num_layers * per_input
 
 
 @pytest.mark.parametrize(
@@ -97,6 +109,9 @@ def test_rotations_stay_rotations(toy, drawn_parameters):
         ("keys", ("q", "k")),
         ("key-scales", ("q", "k")),
         ("unit-scales", ("up", "down")),
+        ("attention-inputs", ("q", "k", "v")),
+        ("o-inputs", ("o",)),
+        ("mlp-inputs", ("gate", "up")),
         ("hidden", ("down",)),
     ],
 )
