@@ -82,6 +82,7 @@ class Maker:
         self._track = track
         self._near = near
         self._first: Allocation | None = None
+        self._estimates: list[Allocation] = []
         self._last: tuple[float, dict[str, CodedTensor]] | None = None
         self._made: tuple[float, dict[str, CodedTensor]] | None = None
         self._growth = 0.0  # of the size, by finishing
@@ -105,6 +106,10 @@ class Maker:
         if self._first is None:
             self._first = self._staging.allocation("first", self._guess)
         return self._first
+
+    def curve(self, step: float) -> float:
+        """The step at which the tables of a file were estimated: with other tables its size is another function."""
+        return self._estimated(step).step
 
     def measure(self, step: float) -> float:
         """Make the file at a step and return what it has of the goal's kind.
@@ -174,15 +179,21 @@ class Maker:
         return look(target_bits=8 * goal.value - side_info, target=functools.partial(operator.contains, plans))
 
     def _allocation(self, step: float) -> Allocation:
-        first = self.first_allocation()
-        if step == first.step:
-            return first
-        if abs(math.log2(step / first.step)) < _SAME_TABLES:
-            return dataclasses.replace(first, step=step)
+        estimated = self._estimated(step)
+        return estimated if step == estimated.step else dataclasses.replace(estimated, step=step)
+
+    def _estimated(self, step: float) -> Allocation:
+        """The last allocation whose tables serve at a step, or a new one."""
+        self._estimates = self._estimates or [self.first_allocation()]
+        for known in reversed(self._estimates):
+            if abs(math.log2(step / known.step)) < _SAME_TABLES:
+                return known
         compressor, states = self._compressor, self._settings.states
-        return self._staging.allocation(
+        made = self._staging.allocation(
             step.hex(), lambda: allocate(compressor.plans, compressor.probe, num_states=states, step=step)
         )
+        self._estimates.append(made)
+        return made
 
     def _in_pairs(self, code: Code) -> dict[str, CodedTensor]:
         groups = self._compressor.network.by_block()

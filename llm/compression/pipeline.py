@@ -102,7 +102,7 @@ def compress(
             first = maker.first_allocation()
             step = first.step
             for _ in range(_FINISHED):
-                step = search_step(settings.goal, step, maker.measure, slope=maker.slope)
+                step = search_step(settings.goal, step, maker.measure, slope=maker.slope, curve=maker.curve)
                 if maker.settles(step):
                     break
             with atomic_directory(out, force=force, inputs=inputs) as directory:
@@ -135,7 +135,7 @@ def _slopes(
     first = draft.first_allocation()
     step = first.step
     if settings.goal.kind == "kl":
-        step = search_step(settings.goal, step, draft.measure, slope=draft.slope)
+        step = search_step(settings.goal, step, draft.measure, slope=draft.slope, curve=draft.curve)
     easing = Easing(checkpoint, found.network, lambda: draft.coded(step), tokens.finishing)
     sizes = {name: plan.num_weights for name, plan in found.plans.items()}
     return measure_slopes(easing, slope_groups(found.network), sizes, staging, track), first

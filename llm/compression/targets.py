@@ -7,7 +7,7 @@ line in logarithms: a rate falls by one bit for each octave of the step, and the
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Literal
 
 from ..errors import OccError
@@ -57,7 +57,14 @@ class Goal:
         return f"{number} {unit[self.kind]}"
 
 
-def search_step(goal: Goal, first: float, measure: Callable[[float], float], *, slope: float) -> float:
+def search_step(
+    goal: Goal,
+    first: float,
+    measure: Callable[[float], float],
+    *,
+    slope: float,
+    curve: Callable[[float], Hashable] = lambda step: None,
+) -> float:
     """The step of a file that meets a goal.
 
     A secant in ``(log2 step, f(achieved))`` with ``f`` the identity for rates and the logarithm for divergences, held
@@ -68,6 +75,8 @@ def search_step(goal: Goal, first: float, measure: Callable[[float], float], *, 
         first: a guess.
         measure: makes a file at a step and returns what it has of the goal's kind.
         slope: expected change of ``f`` per octave of the step, for the first move.
+        curve: what ``measure`` is continuous on: files of one curve say nothing about those of another, and where a
+            curve begins anew so do the secant and its bounds.
 
     Returns:
         The step of the last file that ``measure`` has made.
@@ -78,7 +87,7 @@ def search_step(goal: Goal, first: float, measure: Callable[[float], float], *, 
     scale = _logarithm if goal.kind == "kl" else lambda value: value
     known: list[tuple[float, float]] = []  # log2 step, miss
     seen: list[float] = []
-    step = first
+    step, place = first, curve(first)
     for _ in range(MAX_ATTEMPTS):
         achieved = measure(step)
         if goal.met_by(achieved):
@@ -86,6 +95,8 @@ def search_step(goal: Goal, first: float, measure: Callable[[float], float], *, 
         seen.append(achieved)
         known.append((math.log2(step), scale(achieved) - scale(goal.value)))
         step = 2.0 ** _next(known, slope)
+        if curve(step) != place:
+            known, place = [], curve(step)
     nearest = min(seen, key=lambda value: abs(value - goal.value))
     lies_inside = min(seen) <= goal.value <= max(seen)
     advice = f"the nearest, {goal.describe(nearest)}, can be had" if lies_inside else "choose a target in that range"

@@ -58,6 +58,24 @@ def test_a_divergence_of_nothing_ends_the_search_with_a_sentence():
     )
 
 
+def test_a_curve_that_begins_anew_forgets_what_lay_on_another():
+    """Far from where tables were estimated they are estimated again: the rate jumps over the target, and comes back."""
+    estimated = [1.0]
+
+    def curve(step):
+        if abs(math.log2(step / estimated[-1])) >= 0.15:
+            estimated.append(step)
+        return estimated[-1]
+
+    def rate(step):
+        return 1.7 - math.log2(step) - 0.3 * math.log2(curve(step))
+
+    measure, steps = counted(rate)
+    found = search_step(Goal(kind="bits", value=1.5), 1.0, measure, slope=-1.0, curve=curve)
+    assert rate(found) == pytest.approx(1.5, rel=0.005)
+    assert len(steps) <= 4
+
+
 def test_a_target_between_two_files_names_the_nearest():
     with pytest.raises(OccError, match=r"the nearest, 2 bits per linear weight, can be had"):
         search_step(Goal(kind="bits", value=2.4), 0.1, lambda step: 2.0 if step > 0.1 else 3.0, slope=-1.0)
