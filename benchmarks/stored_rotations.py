@@ -12,8 +12,7 @@ to standard error as a table, and to standard output as one JSON object.
 import json
 import sys
 import time
-from collections.abc import Callable
-from functools import partial
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -23,18 +22,14 @@ import tyro
 from occ_llm.checkpoints import load_checkpoint
 from occ_llm.compression.input_bases import BASIS_BITS
 from occ_llm.folding import fold_norms
-from occ_llm.learning.structures import structured
+from occ_llm.learning.structures import Structure, structured
 from occ_llm.roles import LINEAR_KINDS, linear_name
 
 from occ_jax.codec import stored_transform, to_spec
 from occ_jax.learned import RateDistortion, Step, fit, gaussian_control, materialize, scale_field_bits
-from occ_jax.transforms import Transform, butterfly
+from occ_jax.transforms import Transform
 
-STRUCTURES: dict[str, Callable[[int], Transform]] = {
-    "butterfly": partial(structured, "butterfly"),
-    "butterfly, two sweeps": partial(butterfly, sweeps=2),
-    "kronecker": partial(structured, "kronecker"),
-}
+STRUCTURES = get_args(Structure)
 
 
 def loss(transform: Transform, w: jax.Array, _: Step) -> RateDistortion:
@@ -42,9 +37,9 @@ def loss(transform: Transform, w: jax.Array, _: Step) -> RateDistortion:
     return RateDistortion(scale_field_bits(materialize(transform).forward(w)), jnp.float32(0))
 
 
-def measure(stack: jax.Array, structure: str, steps: int) -> tuple[list[float], list[float]]:
+def measure(stack: jax.Array, structure: Structure, steps: int) -> tuple[list[float], list[float]]:
     """Gain and cost of a rotation of each of some matrices of one shape, in bits per weight."""
-    first = STRUCTURES[structure](stack.shape[-1])
+    first = structured(structure, stack.shape[-1])
     start = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(stack), *leaf.shape)), first)
     optimizer = optax.adam(optax.cosine_decay_schedule(0.01, steps))
     fitted = fit(start, loss, key=jax.random.key(0), steps=steps, data=stack, optimizer=optimizer, stacked=True)
@@ -83,7 +78,7 @@ def main(model: str = "smollm2-135m-q4_1", every: int = 5, steps: int = 200, see
                 | {"pays": pays}
             )
             print(
-                f"{kind:5} {structure:22} gain {gain:7.4f}  cost {cost:7.4f}  on noise {control:7.4f}  "
+                f"{kind:5} {structure:9} gain {gain:7.4f}  cost {cost:7.4f}  on noise {control:7.4f}  "
                 f"pays in {pays} of {len(stack)}",
                 file=sys.stderr,
                 flush=True,

@@ -29,14 +29,15 @@ from ..folding import fold_norms
 from ..model import LanguageModel, observe
 from ..roles import EMBEDDING, HEAD, is_linear
 from ..scratch import unfinished
+from ..stored_coordinates import as_stored
 from ..weights import Weights
 from .end_to_end import EndToEnd
 from .layerwise import Layerwise, Points
 from .losses import Coded, Integers, Objective
-from .placements import num_parameters
+from .placements import learned_coordinates, num_parameters
 from .problem import Problem, control_weights, make_problem
 from .settings import LearnSettings
-from .train import Learned
+from .train import Learned, first_parameters
 
 _PROCEDURE = 6  # part of the name of an unfinished training: to be raised when the same settings train otherwise
 
@@ -163,8 +164,10 @@ class Session:
         problem = self._problem(weights)
         work = Layerwise(self._config, problem, self._start, self._settings, objective)
         learned = self._trained(work.train, label)
-        places = self._places(learned.coordinates)
-        measured = {name: self._described(place, problem, *work.measure(place)) for name, place in places.items()}
+        measured = {
+            name: self._described(place, problem, *work.measure(form))
+            for name, (place, form) in self._places(learned.coordinates).items()
+        }
         seconds = pass_seconds(self._model, self._tokens[0]) if label == "learn" else None
         return Outcome(learned=learned, measured=measured, control=None, pass_seconds=seconds), work.objective
 
@@ -183,9 +186,9 @@ class Session:
         work = EndToEnd(self._model, problem, target, self._start, settings, objective)
         learned = self._trained(work.train, "learn")
         measured = {}
-        for name, place in self._places(learned.coordinates).items():
-            point, points = rates.measure(place)
-            measured[name] = self._described(place, problem, point, points) | {"distortion": work.measure(place)}
+        for name, (place, form) in self._places(learned.coordinates).items():
+            described = self._described(place, problem, *rates.measure(form))
+            measured[name] = described | {"distortion": work.measure(form)}
         seconds = pass_seconds(self._model, self._tokens[0])
         return Outcome(learned=learned, measured=measured, control=None, pass_seconds=seconds)
 
@@ -208,8 +211,21 @@ class Session:
         bits = float(point.bits) + paid
         return {"bits": bits, "distortion": float(point.distortion), "transform_bits": paid, "kinds": kinds}
 
-    def _places(self, learned: Coordinates) -> dict[str, Coordinates]:
-        return {"original": self._identity, "start": self._start, "learned": learned, "coded": as_decoded(learned)}
+    def _places(self, learned: Coordinates) -> dict[str, tuple[Coordinates, Coordinates]]:
+        """Coordinates to measure in, and the same in the form of the learned ones: what is compiled serves for all."""
+
+        def in_form(place: Coordinates) -> Coordinates:
+            return as_stored(
+                learned_coordinates(self._config, place, first_parameters(self._config, place, self._settings))
+            )
+
+        coded = as_decoded(learned)
+        return {
+            "original": (self._identity, in_form(self._identity)),
+            "start": (self._start, in_form(self._start)),
+            "learned": (learned, learned),
+            "coded": (coded, coded),
+        }
 
     def _trained(self, train: Callable[..., Learned], label: str) -> Learned:
         state = unfinished() / f"learn-{self._digest(label)}.safetensors"

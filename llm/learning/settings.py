@@ -51,12 +51,13 @@ class LearnSettings:
     """Steps of Adam; 200 layer by layer, 100 end to end, where each takes longer."""
     learning_rate: float = 0.003
     """At the beginning; falls to zero along a cosine."""
-    window: int = 512
+    window: int = 1024
     """Tokens of a step, with the divergence."""
     row_share: float = 0.25
     """Share of the rows of every matrix that a step looks at layer by layer, drawn anew for each; at least 128."""
     block_share: float = 0.25
-    """Share of the blocks that a step looks at layer by layer, likewise; at least 4."""
+    """Share of the blocks that a step looks at, likewise; at least 4. End to end the others keep the errors of the
+    coordinates in which training began."""
     damping: float = DAMPING
     """Share of the mean diagonal that is added to every second moment."""
     seed: int = 0

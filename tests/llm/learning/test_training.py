@@ -12,7 +12,7 @@ from occ_llm.checkpoints import Checkpoint, load_checkpoint
 from occ_llm.compression.finishing import predict
 from occ_llm.coordinates import Coordinates, choose_coordinates, rotate
 from occ_llm.evaluation import Reference, Windows, evaluate
-from occ_llm.learning import LearnSettings, Session, losses
+from occ_llm.learning import LearnSettings, Session, layerwise, losses
 from occ_llm.learning.end_to_end import EndToEnd
 from occ_llm.learning.losses import Coded, Integers
 from occ_llm.learning.problem import Problem
@@ -162,10 +162,12 @@ def test_integers_with_feedback_diverge_as_those_of_a_file_do(toy, toy_statistic
     assert expected < 0.8 * nearest
 
 
-@pytest.mark.parametrize("feedback", [False, True])
-def test_learning_lowers_the_divergence_of_integers(end_to_end, feedback):
+@pytest.mark.parametrize(("feedback", "block_share"), [(False, 1.0), (True, 1.0), (True, 0.5)])
+def test_learning_lowers_the_divergence_of_integers(end_to_end, feedback, block_share, monkeypatch):
+    monkeypatch.setattr("occ_llm.learning.end_to_end.LEAST_BLOCKS", 1)
     objective = Integers(2, 16, feedback, clip=feedback)
-    work = end_to_end(objective, placements=("residual", "values", "unit-scales"), steps=64, learning_rate=0.01)
+    options = {"steps": 64, "learning_rate": 0.01, "block_share": block_share}
+    work = end_to_end(objective, placements=("residual", "values", "unit-scales"), **options)
     learned = work.train(key=KEY)
     assert learned.log.distortion.shape == (64,)
     start = choose_coordinates("hadamard", work._model.config, key=KEY)
@@ -202,3 +204,12 @@ def test_the_embedding_counts_end_to_end(turned, session):
     assert learned["bits"] < original["bits"] - 0.05
     outer = {name: original["kinds"][name]["bits"] - learned["kinds"][name]["bits"] for name in (EMBEDDING, "up")}
     assert min(outer.values()) > 0.05, "the embedding is turned as well, and its bytes count"
+
+
+def test_one_compiled_measurement_serves_before_and_after(toy, session):
+    before = layerwise._measured._cache_size()
+    outcome = session(toy, objective="int", placements=("residual", "o-inputs"), steps=1).run()
+    assert layerwise._measured._cache_size() - before <= 2, "one for what does not move, one for all four places"
+    found = outcome.measured
+    assert found["original"]["distortion"] == found["start"]["distortion"]
+    assert found["original"]["transform_bits"] == 0 < found["coded"]["transform_bits"]
