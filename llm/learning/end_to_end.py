@@ -28,7 +28,7 @@ from jaxtyping import Array, Float, Int, Key
 from occ_jax._pytree import pytree_dataclass
 from occ_jax.learned import RateDistortion, Step
 
-from ..compression.finishing import KEPT_BYTES, Target, activation_bytes, visits
+from ..compression.finishing import Target, activation_bytes, visits
 from ..config import ModelConfig
 from ..coordinates import BlockCoordinates, Coordinates
 from ..model import LINEARS, LanguageModel, mean_divergence, observe
@@ -40,11 +40,8 @@ from .quantized import error_factors, quantized_blocks
 from .settings import LearnSettings
 from .train import Learned, OnChunk, train
 
-KINDS = {
-    linear: [projection.rpartition(".")[2].removesuffix("_proj") for projection in projections]
-    for linear, projections in LINEARS.items()
-}
-"""Linear layer of a block, as the network fuses them -> the kinds of matrices in it."""
+MOST_BYTES = 4 << 30
+"""Activations that are kept for the backward pass; where they would take more, blocks are computed a second time."""
 
 
 @pytree_dataclass
@@ -142,7 +139,7 @@ class EndToEnd:
                 network.factors, noise_key, chosen,
             )  # fmt: skip
             if chosen is not None:
-                made = {kind: standing[kind].at[chosen].set(matrix) for kind, matrix in made.items()}
+                made = {linear: standing[linear].at[chosen].set(matrix) for linear, matrix in made.items()}
             kl = divergence(config, graphdef, made, network, tokens, hidden)
             if chosen is not None:
                 # They stand for all of them.
@@ -188,7 +185,7 @@ def make_network(model: LanguageModel, problem: Problem, objective: Objective) -
 def divergence(
     config: ModelConfig,
     graphdef: Any,
-    matrices: Mapping[str, Float[Array, "layers d_out d_in"]],
+    linear: Mapping[str, Float[Array, "layers d_out d_in"]],
     network: Folded,
     tokens: Int[Array, " length"],
     hidden: Float[Array, "length width"],
@@ -198,17 +195,14 @@ def divergence(
     Args:
         config: architecture.
         graphdef: of the network.
-        matrices: of its linear layers, by kind.
+        linear: matrices of its linear layers, fused as the network has them.
         network: all else.
         tokens: a window.
         hidden: the original's final hidden states there.
     """
-    blocks = {
-        linear: network.params["blocks"][linear] | {"weight": jnp.concatenate([matrices[k] for k in kinds], axis=1)}
-        for linear, kinds in KINDS.items()
-    }
+    blocks = {name: network.params["blocks"][name] | {"weight": matrix} for name, matrix in linear.items()}
     params = {**network.params, "blocks": {**network.params["blocks"], **blocks}}
-    remat = activation_bytes(config, len(tokens)) > KEPT_BYTES
+    remat = activation_bytes(config, len(tokens)) > MOST_BYTES
     states, _ = observe(graphdef, params, tokens[None], reduce=lambda taps: None, remat=remat)
     return mean_divergence(states[0], network.head, hidden, network.head)
 

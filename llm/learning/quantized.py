@@ -26,9 +26,16 @@ from ..calibration.moments import positive
 from ..calibration.statistics import fisher_name, hessian_name
 from ..config import ModelConfig
 from ..coordinates import BlockCoordinates, Coordinates, moves
+from ..model import LINEARS
 from ..roles import INPUT_OF, linear_name
 from .losses import Coded, Integers, Objective, moved_weight
 from .problem import Matrix, Problem
+
+KINDS = {
+    linear: [projection.rpartition(".")[2].removesuffix("_proj") for projection in projections]
+    for linear, projections in LINEARS.items()
+}
+"""Linear layer of a block, as the network fuses them -> the kinds of matrices in it."""
 
 
 def error_factors(problem: Problem, objective: Objective) -> dict[str, Float[Array, "layers d d"]]:
@@ -64,7 +71,7 @@ def quantized_blocks(
     key: Key[Array, ""],
     numbers: Int[Array, " k"] | None = None,
 ) -> dict[str, Float[Array, "made d_out d_in"]]:
-    """Matrices of the linear layers in original coordinates, by kind, with their errors; differentiable in ``blocks``.
+    """Matrices of the linear layers in original coordinates with their errors; differentiable in ``blocks``.
 
     Args:
         config: architecture.
@@ -74,16 +81,20 @@ def quantized_blocks(
         matrices: by kind, stacked.
         factors: by :func:`error_factors`.
         key: source of the noise.
-        numbers: of the blocks to make, which the results have then; all by default.
+        numbers: of the blocks to make; all by default.
+
+    Returns:
+        The matrices of these blocks, fused as the network has them.
     """
 
     def one_block(item: tuple[Any, Any, Array]) -> dict[str, Any]:
         layer, parts, number = item
         place, own = coordinates(layer), jax.random.fold_in(key, number)
-        return {
+        made = {
             kind: w + _error(config, objective, place, kind, w, fisher, factor, jax.random.fold_in(own, i))
             for i, (kind, (w, fisher, factor)) in enumerate(parts.items())
         }
+        return {linear: jnp.concatenate([made[kind] for kind in kinds]) for linear, kinds in KINDS.items()}
 
     parts = {kind: (m.weight, m.fisher, factors.get(INPUT_OF[kind])) for kind, m in matrices.items()}
     factors = dict(factors)
