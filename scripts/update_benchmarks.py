@@ -1,8 +1,9 @@
-"""Record what the benchmarks of the quantizer found: the numbers, and the page with the tables.
+"""Record what the benchmarks found: the numbers, and the page with the tables.
 
     python benchmarks/gaussian.py > gaussian.json
     python benchmarks/scaling.py > scaling.json
-    python scripts/update_benchmarks.py gaussian.json scaling.json   # take them over, write the page
+    python benchmarks/stored_rotations.py > stored_rotations.json
+    python scripts/update_benchmarks.py *.json                       # take over what is in files, write the page
     python scripts/update_benchmarks.py --check                      # exit code 1 unless page and record say the same
 
 The last line of each file is the benchmark's one line of JSON; it replaces an older one of the same benchmark in
@@ -98,12 +99,36 @@ def scaling(result: Mapping[str, Any]) -> list[str]:
     ]
 
 
-SECTIONS = {"gaussian": gaussian, "scaling": scaling}
+def stored_rotations(result: Mapping[str, Any]) -> list[str]:
+    """What rotations that are stored with matrices save and take: one line for each kind of layer and structure."""
+    lines = [
+        (
+            f"`{row['kind']}_proj`",
+            row["structure"],
+            *(f"{row[name]:.4f}" for name in ("gain_bits", "cost_bits", "control_bits")),
+            f"{row['pays']} of {result['blocks']}",
+        )
+        for row in result["rows"]
+    ]
+    return [
+        "## Rotations that are stored with a matrix",
+        "",
+        f"A rotation along the columns of one matrix of `{result['model']}`, learned on the rate of its",
+        f"log-scale field; bits per weight, medians over {result['blocks']} blocks. Beside what the rotation saves as",
+        f"a reader has it stands what it takes in the file, rounded to {result['matrix_bits']} bits below its typical",
+        "entry, and what the same learning saves of Gaussian matrices of the same row and column scales.",
+        "`python benchmarks/stored_rotations.py`",
+        "",
+        table(("layer", "structure", "saves", "takes", "saves of noise", "pays in"), lines),
+    ]
+
+
+SECTIONS = {"gaussian": gaussian, "scaling": scaling, "stored_rotations": stored_rotations}
 
 
 def page(record: Mapping[str, Any]) -> str:
     """Everything that was recorded."""
-    lines = ["# Benchmarks of the quantizer", "", f"Written by `{COMMAND}` from [benchmarks.json](benchmarks.json)."]
+    lines = ["# Benchmarks", "", f"Written by `{COMMAND}` from [benchmarks.json](benchmarks.json)."]
     for name, result in record.items():
         lines += ["", *SECTIONS[name](result)]
     return "\n".join(lines) + "\n"

@@ -36,6 +36,12 @@ def test_the_last_line_of_a_file_replaces_what_was_recorded(tmp_path):
     assert "| scalar | 0.2000 | 0.3000 |  | 1.0 |" in page
 
 
+def test_what_a_stored_rotation_saves_stands_beside_what_it_takes():
+    row = {"kind": "q", "structure": "butterfly", "gain_bits": 0.03, "cost_bits": 0.05, "control_bits": 0.01, "pays": 0}
+    lines = script.stored_rotations({"model": "tiny", "blocks": 3, "matrix_bits": 3, "rows": [row]})
+    assert "| `q_proj` | butterfly | 0.0300 | 0.0500 | 0.0100 | 0 of 3 |" in lines[-1]
+
+
 @pytest.mark.parametrize(("content", "message"), [("", "no line of JSON"), ('{"benchmark": "rans"}', "not rans")])
 def test_other_files_are_refused(content, message, tmp_path):
     (tmp_path / "x.json").write_text(content)
