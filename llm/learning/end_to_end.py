@@ -9,9 +9,9 @@ that quantization with feedback leaves, moved back, and run. Embedding and head 
 they cost bytes too, and join the objective as they do layer by layer, with their rate and distortion under the water
 level.
 
-A step makes the errors of some blocks, drawn at random, in the coordinates that are trained; the others keep those of
-the coordinates in which training began. The gradient of the blocks that were drawn stands for all of them, at errors
-that are a little larger than those of the end.
+A step may make the errors of some blocks alone, drawn at random, in the coordinates that are trained; the others keep
+those of the coordinates in which training began. The gradient of the blocks that were drawn stands for all of them, at
+errors that are a little larger than those of the end.
 """
 
 import dataclasses
@@ -125,7 +125,9 @@ class EndToEnd:
             lmbda = linear.num_weights / total / (2 * float(np.log(2)) * self.measure(start))
 
         key, standing_key = jax.random.split(key)
-        standing = _all_blocks(config, self.objective, *stacked(config, start), self._network, standing_key)
+        standing = None
+        if settings.share_of_blocks < 1:
+            standing = _all_blocks(config, self.objective, *stacked(config, start), self._network, standing_key)
 
         def loss(parameters: Parameters, data: tuple[Objective, Folded, Any, Lessons], step: Step) -> RateDistortion:
             objective, network, standing, lessons = data
@@ -133,7 +135,7 @@ class EndToEnd:
             window = lessons.order[step.index]
             tokens, hidden = lessons.tokens[window], lessons.hidden[window]
             noise_key, rate_key, blocks_key = jax.random.split(step.key, 3)
-            chosen = sample(config.num_layers, settings.block_share, blocks_key, least=LEAST_BLOCKS)
+            chosen = sample(config.num_layers, settings.share_of_blocks, blocks_key, least=LEAST_BLOCKS)
             made = quantized_blocks(
                 config, objective, partial(with_block, start, residual), blocks, network.problem.blocks,
                 network.factors, noise_key, chosen,
