@@ -5,17 +5,12 @@ r"""The end-to-end objective: what the quantized network predicts, against the o
     \min_\theta\; \mathbb{E}_x\, D_{KL}\big(p(\cdot \mid x) \,\|\, p_{Q(T_\theta W)}(\cdot \mid x)\big)
 
 The linear layers are moved, rounded to integers with shared scales (gradients go straight through) or given the noise
-that quantization with feedback leaves, moved back, and run. Embedding and head stay as they are. Under entropy coding
-they cost bytes too, and join the objective as they do layer by layer, with their rate and distortion under the water
-level.
-
-A step may make the errors of some blocks alone, drawn at random, in the coordinates that are trained; the others keep
-those of the coordinates in which training began. The gradient of the blocks that were drawn stands for all of them, at
-errors that are a little larger than those of the end.
+that quantization with feedback leaves, and run. Embedding and head stay as they are: their rows enter and leave the
+moved stream through the same rotation. Under entropy coding they cost bytes too, and join the objective as they do
+layer by layer, with their rate and distortion under the water level.
 """
 
 import dataclasses
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,21 +22,19 @@ from jaxtyping import Array, Float, Int, Key
 
 from occ_jax._pytree import pytree_dataclass
 from occ_jax.learned import RateDistortion, Step
+from occ_jax.transforms import Transform
 
-from ..compression.finishing import Target, activation_bytes, visits
+from ..compression.finishing import KEPT_BYTES, Target, activation_bytes, visits
 from ..config import ModelConfig
 from ..coordinates import BlockCoordinates, Coordinates
 from ..model import LINEARS, LanguageModel, mean_divergence, observe
-from .layerwise import LEAST_BLOCKS, network_points, overall, stacked
-from .losses import Coded, Integers, Objective, sample
+from .layerwise import network_points, overall, stacked
+from .losses import Coded, Integers, Objective
 from .placements import Parameters, shared_and_blocks, with_block
 from .problem import Problem
 from .quantized import error_factors, quantized_blocks
 from .settings import LearnSettings
 from .train import Learned, OnChunk, train
-
-MOST_BYTES = 4 << 30
-"""Activations that are kept for the backward pass; where they would take more, blocks are computed a second time."""
 
 
 @pytree_dataclass
@@ -104,62 +97,47 @@ class EndToEnd:
 
     def measure(self, coordinates: Coordinates, *, windows: int = 4) -> float:
         """Divergence of the moved and quantized network on the first windows, nats per token."""
-        config = self._model.config
-        shared, stack = stacked(config, coordinates)
+        shared, stack = stacked(self._model.config, coordinates)
         key = jax.random.key(self._settings.seed)
-        made = _all_blocks(config, self.objective, shared, stack, self._network, key)
         found = [
-            _divergence(config, self._model.graphdef, made, self._network, tokens, hidden)
-            for tokens, hidden in zip(self._lessons.tokens[:windows], self._lessons.hidden[:windows])
-        ]
+            _measured(
+                self._model.graphdef, self.objective, shared, stack, self._network, tokens, hidden,
+                jax.random.fold_in(key, i), self._model.config,
+            )
+            for i, (tokens, hidden) in enumerate(zip(self._lessons.tokens[:windows], self._lessons.hidden[:windows]))
+        ]  # fmt: skip
         return float(np.mean(found))
 
     def train(self, *, key: Key[Array, ""], state: Path | None = None, on_chunk: OnChunk | None = None) -> Learned:
         """Train every placement together; arguments as those of :meth:`~.layerwise.Layerwise.train`."""
-        config, start, graphdef, settings = self._model.config, self._start, self._model.graphdef, self._settings
-        lmbda = 1.0
+        config, start, graphdef = self._model.config, self._start, self._model.graphdef
+        lmbda, row_share = 1.0, self._settings.row_share
         total = self._network.problem.num_weights
         if isinstance(self.objective, Coded):
             # Divergence goes with the square of the step and the rate with its logarithm: what a nat is worth in bits.
             linear = Problem(self._network.problem.blocks, {})
             lmbda = linear.num_weights / total / (2 * float(np.log(2)) * self.measure(start))
 
-        key, standing_key = jax.random.split(key)
-        standing = None
-        if settings.share_of_blocks < 1:
-            standing = _all_blocks(config, self.objective, *stacked(config, start), self._network, standing_key)
-
-        def loss(parameters: Parameters, data: tuple[Objective, Folded, Any, Lessons], step: Step) -> RateDistortion:
-            objective, network, standing, lessons = data
+        def loss(parameters: Parameters, data: tuple[Objective, Folded, Lessons], step: Step) -> RateDistortion:
+            objective, network, lessons = data
             residual, blocks = shared_and_blocks(config, parameters)
             window = lessons.order[step.index]
             tokens, hidden = lessons.tokens[window], lessons.hidden[window]
-            noise_key, rate_key, blocks_key = jax.random.split(step.key, 3)
-            chosen = sample(config.num_layers, settings.share_of_blocks, blocks_key, least=LEAST_BLOCKS)
-            made = quantized_blocks(
-                config, objective, partial(with_block, start, residual), blocks, network.problem.blocks,
-                network.factors, noise_key, chosen,
-            )  # fmt: skip
-            if chosen is not None:
-                made = {linear: standing[linear].at[chosen].set(matrix) for linear, matrix in made.items()}
-            kl = divergence(config, graphdef, made, network, tokens, hidden)
-            if chosen is not None:
-                # They stand for all of them.
-                fixed = jax.lax.stop_gradient(kl)
-                kl = fixed + config.num_layers / len(chosen) * (kl - fixed)
+            noise_key, rate_key = jax.random.split(step.key)
+            kl = divergence(config, graphdef, objective, start, residual, blocks, network, tokens, hidden, noise_key)
             if isinstance(objective, Integers):
                 return RateDistortion(jnp.float32(objective.bits), kl)
             lagrangian, bits = jnp.zeros(()), jnp.zeros(())
-            for part, problem in _parts(objective, network.problem):
+            for part, chosen in _parts(objective, network.problem):
                 value, points = network_points(
-                    config, part, problem, partial(with_block, start), residual, blocks, rate_key,
-                    total=total, row_share=settings.row_share, chosen=chosen,
+                    config, part, chosen, partial(with_block, start), residual, blocks, rate_key,
+                    total=total, row_share=row_share,
                 )  # fmt: skip
-                lagrangian, bits = lagrangian + value, bits + overall(part, problem, points, total=total).bits
+                lagrangian, bits = lagrangian + value, bits + overall(part, chosen, points, total=total).bits
             return RateDistortion(jax.lax.stop_gradient(bits - lagrangian) + lagrangian, kl)
 
-        data = (self.objective, self._network, standing, self._lessons)
-        return train(config, start, settings, loss, data, lmbda=lmbda, key=key, state=state, on_chunk=on_chunk)
+        data = (self.objective, self._network, self._lessons)
+        return train(config, start, self._settings, loss, data, lmbda=lmbda, key=key, state=state, on_chunk=on_chunk)
 
 
 def _parts(objective: Coded, problem: Problem) -> list[tuple[Coded, Problem]]:
@@ -187,40 +165,57 @@ def make_network(model: LanguageModel, problem: Problem, objective: Objective) -
 def divergence(
     config: ModelConfig,
     graphdef: Any,
-    linear: Mapping[str, Float[Array, "layers d_out d_in"]],
+    objective: Objective,
+    start: Coordinates,
+    residual: Transform | None,
+    blocks: BlockCoordinates,
     network: Folded,
     tokens: Int[Array, " length"],
     hidden: Float[Array, "length width"],
+    key: Key[Array, ""],
 ) -> Float[Array, ""]:
-    """Divergence of a network with other linear layers from the original on one window, nats per token.
+    """Divergence of the moved and quantized network from the original on one window, nats per token.
 
     Args:
         config: architecture.
         graphdef: of the network.
-        linear: matrices of its linear layers, fused as the network has them.
-        network: all else.
+        objective: how linear layers are quantized.
+        start: coordinates beside what is learned.
+        residual: learned rotation of the residual stream.
+        blocks: what the blocks have of their own, as a stack.
+        network: folded, in original coordinates.
         tokens: a window.
         hidden: the original's final hidden states there.
+        key: source of the noise.
     """
-    blocks = {name: network.params["blocks"][name] | {"weight": matrix} for name, matrix in linear.items()}
-    params = {**network.params, "blocks": {**network.params["blocks"], **blocks}}
-    remat = activation_bytes(config, len(tokens)) > MOST_BYTES
-    states, _ = observe(graphdef, params, tokens[None], reduce=lambda taps: None, remat=remat)
-    return mean_divergence(states[0], network.head, hidden, network.head)
+    basis = start.residual if residual is None else residual
+    place, matrices = partial(with_block, start, residual), network.problem.blocks
+    biases = {linear: network.params["blocks"][linear] for linear in LINEARS}
+    moved = quantized_blocks(config, objective, place, blocks, matrices, network.factors, biases, key)
+    # Only the rows of the embedding that occur enter the stream; they are numbered by position.
+    params = {
+        **network.params,
+        "embedding": basis.forward(network.params["embedding"][tokens]),
+        "blocks": {**network.params["blocks"], **moved},
+        "norm": {"gain": jnp.ones_like(network.params["norm"]["gain"])},
+    }
+    length = tokens.shape[0]
+    remat = activation_bytes(config, length) > KEPT_BYTES
+    states, _ = observe(graphdef, params, jnp.arange(length)[None], reduce=lambda taps: None, remat=remat)
+    states = basis.inverse(states[0]) * network.params["norm"]["gain"][None, :]
+    return mean_divergence(states, network.head, hidden, network.head)
 
 
-@partial(jax.jit, static_argnames="config")
-def _all_blocks(
-    config: ModelConfig,
+@partial(jax.jit, static_argnames=("config", "graphdef"))
+def _measured(
+    graphdef: Any,
     objective: Objective,
     shared: Coordinates,
     stack: BlockCoordinates,
     network: Folded,
+    tokens: Int[Array, " length"],
+    hidden: Float[Array, "length width"],
     key: Key[Array, ""],
-) -> dict[str, Float[Array, "layers d_out d_in"]]:
-    """The linear layers with errors of given coordinates."""
-    place, matrices = partial(with_block, shared, None), network.problem.blocks
-    return quantized_blocks(config, objective, place, stack, matrices, network.factors, key)
-
-
-_divergence = jax.jit(divergence, static_argnames=("config", "graphdef"))
+    config: ModelConfig,
+) -> Float[Array, ""]:
+    return divergence(config, graphdef, objective, shared, None, stack, network, tokens, hidden, key)

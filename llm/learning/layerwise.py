@@ -78,7 +78,7 @@ class Layerwise:
             value, points = network_points(
                 config, objective, problem, partial(with_block, start), residual, blocks, key,
                 total=total, row_share=settings.row_share,
-                chosen=sample(config.num_layers, settings.share_of_blocks, blocks_key, least=LEAST_BLOCKS),
+                chosen=sample(config.num_layers, settings.block_share, blocks_key, least=LEAST_BLOCKS),
             )  # fmt: skip
             found = overall(objective, problem, points, total=total)
             # All of the gradient is in the Lagrangian, whose value the two numbers are.

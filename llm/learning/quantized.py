@@ -1,12 +1,9 @@
-r"""The errors of the linear layers of a network in training coordinates, brought back to where the network runs.
+r"""The linear layers of a network as training runs them: moved, and with the errors of their quantization.
 
 With feedback and :math:`H^{-1} = U^\top U` the error of a row is :math:`e = d \operatorname{diag}(U)^{-1} U`, with
 :math:`d` uniform in the steps. Those of integers are the ranges of their groups, in the coordinates in question. Under
 entropy coding they are :math:`c\, U_{jj} / \sqrt{g_i}`, so that :math:`e = \frac{c}{\sqrt{g_i}}\, n U` with white
 noise :math:`n`: it costs the same in every direction of the inputs, in whatever basis, and :math:`U` need not be moved.
-
-A matrix that is moved, quantized and moved back is the original one with an error. So the network stays in its own
-coordinates, in which blocks of different coordinates fit together, and a step may make the errors of some blocks anew.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
 from occ_jax.learned import RANGES, upper_root
 from occ_jax.quantization import prepare_hessian
@@ -30,12 +27,6 @@ from ..model import LINEARS
 from ..roles import INPUT_OF, linear_name
 from .losses import Coded, Integers, Objective, moved_weight
 from .problem import Matrix, Problem
-
-KINDS = {
-    linear: [projection.rpartition(".")[2].removesuffix("_proj") for projection in projections]
-    for linear, projections in LINEARS.items()
-}
-"""Linear layer of a block, as the network fuses them -> the kinds of matrices in it."""
 
 
 def error_factors(problem: Problem, objective: Objective) -> dict[str, Float[Array, "layers d d"]]:
@@ -68,10 +59,10 @@ def quantized_blocks(
     blocks: BlockCoordinates,
     matrices: Mapping[str, Matrix],
     factors: Mapping[str, Float[Array, "layers d d"]],
+    biases: Mapping[str, dict[str, Array]],
     key: Key[Array, ""],
-    numbers: Int[Array, " k"] | None = None,
-) -> dict[str, Float[Array, "made d_out d_in"]]:
-    """Matrices of the linear layers in original coordinates with their errors; differentiable in ``blocks``.
+) -> dict[str, Any]:
+    """Parameters of the linear layers of all blocks, in the layout of the network; differentiable in ``blocks``.
 
     Args:
         config: architecture.
@@ -80,42 +71,54 @@ def quantized_blocks(
         blocks: what the blocks have of their own, as a stack.
         matrices: by kind, stacked.
         factors: by :func:`error_factors`.
+        biases: of the network's layers that have some, stacked.
         key: source of the noise.
-        numbers: of the blocks to make; all by default.
-
-    Returns:
-        The matrices of these blocks, fused as the network has them.
     """
 
-    def one_block(item: tuple[Any, Any, Array]) -> dict[str, Any]:
-        layer, parts, number = item
-        place, own = coordinates(layer), jax.random.fold_in(key, number)
-        made = {
-            kind: w + _error(config, objective, place, kind, w, fisher, factor, jax.random.fold_in(own, i))
-            for i, (kind, (w, fisher, factor)) in enumerate(parts.items())
-        }
-        return {linear: jnp.concatenate([made[kind] for kind in kinds]) for linear, kinds in KINDS.items()}
+    def one_block(item: tuple[Any, Any, Any, Array]) -> dict[str, Any]:
+        layer, parts, biases, number = item
+        return _moved_block(config, objective, coordinates(layer), parts, biases, jax.random.fold_in(key, number))
 
-    parts = {kind: (m.weight, m.fisher, factors.get(INPUT_OF[kind])) for kind, m in matrices.items()}
-    factors = dict(factors)
-    if numbers is not None:
-        blocks, parts, factors = jax.tree.map(lambda leaf: leaf[numbers], (blocks, parts, factors))
     if isinstance(objective, Integers) and objective.feedback:
 
         def moved_roots(item: tuple[Any, Any]) -> dict[str, Array]:
             return _moved_roots(config, coordinates(item[0]), item[1])
 
         # What later columns do is the best there is: it has no gradient.
-        roots = jax.lax.stop_gradient(jax.lax.map(moved_roots, (blocks, factors)))
-        parts = {kind: (w, fisher, roots[INPUT_OF[kind]]) for kind, (w, fisher, _) in parts.items()}
+        factors = jax.lax.stop_gradient(jax.lax.map(moved_roots, (blocks, dict(factors))))
+    parts = {kind: (m.weight, m.fisher, factors.get(INPUT_OF[kind])) for kind, m in matrices.items()}
     # To move a matrix is dear, and so is a search for ranges: both are kept for the way back. All else is made again.
     policies = jax.checkpoint_policies
     kept = policies.save_from_both_policies(policies.dots_saveable, policies.save_only_these_names(RANGES))
     remade = jax.checkpoint(one_block, policy=kept)
-    return jax.lax.map(remade, (blocks, parts, jnp.arange(config.num_layers) if numbers is None else numbers))
+    return jax.lax.map(remade, (blocks, parts, dict(biases), jnp.arange(config.num_layers)))
 
 
-def _error(
+def _moved_block(
+    config: ModelConfig,
+    objective: Objective,
+    coordinates: Coordinates,
+    matrices: dict[str, tuple[Array, Array, Array | None]],
+    biases: dict[str, dict[str, Array]],
+    key: Key[Array, ""],
+) -> dict[str, Any]:
+    """Parameters of the linear layers of one block, moved and quantized."""
+    layer: dict[str, Any] = {}
+    for number, (linear, projections) in enumerate(LINEARS.items()):
+        kinds = [projection.rpartition(".")[2].removesuffix("_proj") for projection in projections]
+        keys = jax.random.split(jax.random.fold_in(key, number), len(kinds))
+        parts = [_quantized(config, objective, coordinates, kind, *matrices[kind], k) for kind, k in zip(kinds, keys)]
+        layer[linear] = {"weight": jnp.concatenate(parts)}
+        if "bias" in biases[linear]:
+            ends = np.cumsum([part.shape[0] for part in parts])[:-1]
+            names = [linear_name(0, kind).removesuffix("weight") + "bias" for kind in kinds]
+            old = jnp.split(biases[linear]["bias"], ends)
+            moved = [moves(config, name, coordinates)[0].forward(b) for name, b in zip(names, old, strict=True)]
+            layer[linear]["bias"] = jnp.concatenate(moved)
+    return layer
+
+
+def _quantized(
     config: ModelConfig,
     objective: Objective,
     coordinates: Coordinates,
@@ -125,17 +128,17 @@ def _error(
     factor: Float[Array, "d_in d_in"] | None,
     key: Key[Array, ""],
 ) -> Float[Array, "d_out d_in"]:
-    """What quantization in some coordinates does to a matrix in its own."""
     name = linear_name(0, kind)
-    columns, rows = moves(config, name, coordinates)
+    moved = moved_weight(config, name, coordinates, w)
     if isinstance(objective, Integers):
         stored = coordinates.stored_of(0, kind)
-        moved = stored.forward(moved_weight(config, name, coordinates, w))
-        return rows.inverse(columns.inverse(stored.inverse(objective.reconstruct(moved, factor, key) - moved)))
+        return stored.inverse(objective.reconstruct(stored.forward(moved), factor, key))
     assert factor is not None
-    costs = positive(moved_diagonal(space_of(config, fisher_name(name), coordinates), fisher))
+    rows = positive(moved_diagonal(space_of(config, fisher_name(name), coordinates), fisher))
     noise = uniform_noise(jnp.zeros_like(w), key=key)
-    return rows.inverse(jnp.matmul(noise, factor, precision="highest") * (objective.step / jnp.sqrt(costs))[:, None])
+    columns, _ = moves(config, name, coordinates)
+    shaped = columns.forward(jnp.matmul(noise, factor, precision="highest"))
+    return moved + shaped * (objective.step / jnp.sqrt(rows))[:, None]
 
 
 def _moved_roots(

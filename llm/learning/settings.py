@@ -48,16 +48,15 @@ class LearnSettings:
     init: InitName = "identity"
     """Coordinates in which training begins; `learned` ones are read from --transforms, and go on being trained."""
     steps: int | None = None
-    """Steps of Adam; 200 layer by layer, 100 end to end, where each takes longer."""
+    """Steps of Adam; 200 layer by layer, 60 end to end, where each takes longer."""
     learning_rate: float = 0.003
     """At the beginning; falls to zero along a cosine."""
     window: int = 512
     """Tokens of a step, with the divergence."""
     row_share: float = 0.25
     """Share of the rows of every matrix that a step looks at layer by layer, drawn anew for each; at least 128."""
-    block_share: float | None = None
-    """Share of the blocks that a step looks at, likewise, at least 4; a quarter layer by layer, all of them end to end.
-    There with less the others keep the errors of the coordinates in which training began."""
+    block_share: float = 0.25
+    """Share of the blocks that a step looks at layer by layer, likewise; at least 4."""
     damping: float = DAMPING
     """Share of the mean diagonal that is added to every second moment."""
     seed: int = 0
@@ -91,7 +90,7 @@ class LearnSettings:
             raise OccError(
                 f"--output-feedback always goes with --objective scales: {self.objective} has errors without it"
             )
-        for option, share in (("--row-share", self.row_share), ("--block-share", self.share_of_blocks)):
+        for option, share in (("--row-share", self.row_share), ("--block-share", self.block_share)):
             if not 0 < share <= 1:
                 raise OccError(f"{option} {share} is out of range: choose a number above 0, up to 1")
         if not 0 < self.damping <= 1:
@@ -100,12 +99,7 @@ class LearnSettings:
     @property
     def num_steps(self) -> int:
         """Steps of Adam."""
-        return (100 if self.end_to_end else 200) if self.steps is None else self.steps
-
-    @property
-    def share_of_blocks(self) -> float:
-        """Share of the blocks that a step looks at."""
-        return (1.0 if self.end_to_end else 0.25) if self.block_share is None else self.block_share
+        return (60 if self.end_to_end else 200) if self.steps is None else self.steps
 
     @property
     def is_integer(self) -> bool:

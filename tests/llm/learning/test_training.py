@@ -162,12 +162,10 @@ def test_integers_with_feedback_diverge_as_those_of_a_file_do(toy, toy_statistic
     assert expected < 0.8 * nearest
 
 
-@pytest.mark.parametrize(("feedback", "block_share"), [(False, 1.0), (True, 1.0), (True, 0.5)])
-def test_learning_lowers_the_divergence_of_integers(end_to_end, feedback, block_share, monkeypatch):
-    monkeypatch.setattr("occ_llm.learning.end_to_end.LEAST_BLOCKS", 1)
+@pytest.mark.parametrize("feedback", [False, True])
+def test_learning_lowers_the_divergence_of_integers(end_to_end, feedback):
     objective = Integers(2, 16, feedback, clip=feedback)
-    options = {"steps": 64, "learning_rate": 0.01, "block_share": block_share}
-    work = end_to_end(objective, placements=("residual", "values", "unit-scales"), **options)
+    work = end_to_end(objective, placements=("residual", "values", "unit-scales"), steps=64, learning_rate=0.01)
     learned = work.train(key=KEY)
     assert learned.log.distortion.shape == (64,)
     start = choose_coordinates("hadamard", work._model.config, key=KEY)
