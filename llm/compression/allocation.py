@@ -45,6 +45,8 @@ class Allocation:
     """Expected code length of a coefficient of each scale class, bits."""
     excess: float = 0.0
     """Bits per weight that whole matrices took beyond what the probes let expect."""
+    classes_at: float | None = None
+    """Step for which the scale classes are chosen, if not :attr:`step` itself."""
 
     @cached_property
     def tables(self) -> SearchTables:

@@ -115,7 +115,7 @@ class Compressor:
         return coded | {name: encode_integers(self.network.weights[name], bits or 8) for name in apart}
 
     def _lattice(self, name: str, allocation: Allocation, factors: Factors, *, fine_rows: bool) -> Lattice:
-        levels = self.plans[name].levels(allocation.step)
+        levels = self.plans[name].levels(allocation.step, allocation.classes_at)
         if fine_rows and is_linear(name):
             levels = levels.with_row_factors(np.ones(levels.shape[0]), ROW_RESOLUTION)
         w, factor = self.network.coefficients(name), factors.load(name)

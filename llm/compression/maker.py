@@ -31,7 +31,7 @@ from .settings import Settings
 from .sizes import Sizes, linear_bits
 from .staging import Staging
 
-_SAME_TABLES = 0.15  # octaves that a step may move before the tables are estimated anew
+_SAME_TABLES = 0.15  # octaves that a step may move before classes are chosen and tables estimated anew
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -108,7 +108,7 @@ class Maker:
         return self._first
 
     def curve(self, step: float) -> float:
-        """The step at which the tables of a file were estimated: with other tables its size is another function."""
+        """The step for which tables and classes of a file were chosen: with others its size is another function."""
         return self._estimated(step).step
 
     def measure(self, step: float) -> float:
@@ -180,7 +180,9 @@ class Maker:
 
     def _allocation(self, step: float) -> Allocation:
         estimated = self._estimated(step)
-        return estimated if step == estimated.step else dataclasses.replace(estimated, step=step)
+        if step == estimated.step:
+            return estimated
+        return dataclasses.replace(estimated, step=step, classes_at=estimated.step)
 
     def _estimated(self, step: float) -> Allocation:
         """The last allocation whose tables serve at a step, or a new one."""

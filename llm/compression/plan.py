@@ -52,9 +52,15 @@ class MatrixPlan:
         """Entries of the matrix."""
         return self.step_rows.size * self.step_cols.size
 
-    def levels(self, step: float) -> Levels:
-        """Levels as a file holds them, at the global constant ``step``."""
-        moved = round(_LEVELS_PER_OCTAVE * float(np.log2(step)))
+    def levels(self, step: float, classes_at: float | None = None) -> Levels:
+        """Levels as a file holds them.
+
+        Args:
+            step: global constant.
+            classes_at: a constant nearby for which the scale classes are chosen, ``step`` itself if ``None``. Where the
+                classes change, and with them the tables of all coefficients, the rate jumps by a hundredth and more.
+        """
+        moved = round(_LEVELS_PER_OCTAVE * float(np.log2(classes_at or step)))
         return Levels(
             base=step,
             step_rows=self.step_rows,

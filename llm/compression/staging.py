@@ -22,7 +22,7 @@ from ..scratch import unfinished
 from .allocation import Allocation
 from .settings import Settings
 
-_PROCEDURE = 9  # part of the name of a compression: to be raised when the same settings make another file
+_PROCEDURE = 10  # part of the name of a compression: to be raised when the same settings make another file
 
 
 class Staging:

@@ -162,7 +162,7 @@ def test_stored_transforms_of_one_layer_follow_the_shared_one(toy, toy_statistic
     expected = conjugate(own, conjugate(shared, h))
     np.testing.assert_allclose(moved.hessian(name), expected, atol=1e-4 * float(jnp.abs(expected).max()))
     stretched = (BlockCoordinates(hidden=Scaling(jnp.ones(config.intermediate_size))),) * 2
-    with pytest.raises(ValueError, match="hidden units is not orthonormal"):
+    with pytest.raises(ValueError, match="inputs of a matrix is not orthonormal"):
         rotate_statistics(toy_statistics, dataclasses.replace(coordinates, blocks=stretched))
 
 

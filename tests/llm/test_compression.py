@@ -289,6 +289,10 @@ def test_classes_move_with_the_step():
     )
     fine, coarse = plan.levels(0.01).classes(NUM_CLASSES), plan.levels(0.02).classes(NUM_CLASSES)
     np.testing.assert_array_equal(fine.astype(int) - coarse, 4)  # classes per octave
+    near = plan.levels(0.011, classes_at=0.01)
+    np.testing.assert_array_equal(near.classes(NUM_CLASSES), fine)
+    np.testing.assert_allclose(near.steps()[0], plan.levels(0.011).steps()[0])
+    assert not np.array_equal(plan.levels(0.011).classes(NUM_CLASSES), fine)
 
 
 def test_expected_bits_of_a_linear_curve_and_their_solution():

@@ -83,13 +83,15 @@ def test_every_leaf_but_the_start_is_trained_and_counted(toy):
     assert counts["unit_scales"] == config.num_layers * config.intermediate_size
 
 
-@pytest.mark.parametrize("structure", ["butterfly", "kronecker"])
-def test_rotations_stay_rotations(structure, toy, drawn_parameters):
+@pytest.mark.parametrize(
+    ("structure", "placements"), [("butterfly", ("value-scales", "values", "hidden")), ("kronecker", EVERYTHING)]
+)
+def test_rotations_stay_rotations(structure, placements, toy, drawn_parameters):
     start = choose_coordinates("random", toy.config, key=jax.random.key(0))
-    parameters = drawn_parameters(toy.config, EVERYTHING, start, size=2.0, structure=structure)
+    parameters = drawn_parameters(toy.config, placements, start, size=2.0, structure=structure)
     assert float(orthogonality_error(parameters)) < 1e-5
     residual, blocks = shared_and_blocks(toy.config, parameters)
-    assert residual.is_orthonormal
+    assert residual is None or residual.is_orthonormal
     assert not blocks.values.is_orthonormal, "there are factors beside the rotation"
     assert all(getattr(blocks, field).is_orthonormal for field in STORED.values())
 
