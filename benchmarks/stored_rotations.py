@@ -1,6 +1,6 @@
 """Rotations that are stored with a matrix: the bits that they save of its weights, and the bits that they take.
 
-    python benchmarks/stored_rotations.py [--model tiny] [--every 5] [--steps 200]
+    python benchmarks/stored_rotations.py [--model tiny] [--every 10] [--steps 150]
 
 For every kind of linear layer and every ``--every``-th block a rotation along the columns is learned on the rate of the
 log-scale field, from the identity, for one matrix alone. The gain is the fall of that rate with the rotation as a file
@@ -52,7 +52,7 @@ def measure(stack: jax.Array, structure: Structure, steps: int) -> tuple[list[fl
     return gains, costs
 
 
-def main(model: str = "smollm2-135m-q4_1", every: int = 5, steps: int = 200, seed: int = 0) -> None:
+def main(model: str = "smollm2-135m-q4_1", every: int = 10, steps: int = 150, seed: int = 0) -> None:
     """Print gain, cost and control for every kind of linear layer.
 
     Args:
