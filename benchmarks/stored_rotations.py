@@ -21,11 +21,12 @@ import optax
 import tyro
 from occ_llm.checkpoints import load_checkpoint
 from occ_llm.compression.input_bases import BASIS_BITS
+from occ_llm.compression.network import written_bits
 from occ_llm.folding import fold_norms
 from occ_llm.learning.structures import Structure, structured
 from occ_llm.roles import LINEAR_KINDS, linear_name
 
-from occ_jax.codec import stored_transform, to_spec
+from occ_jax.codec import stored_transform
 from occ_jax.learned import RateDistortion, Step, fit, gaussian_control, materialize, scale_field_bits
 from occ_jax.transforms import Transform
 
@@ -48,7 +49,7 @@ def measure(stack: jax.Array, structure: Structure, steps: int) -> tuple[list[fl
         learned = materialize(jax.tree.map(lambda leaf, i=number: leaf[i], fitted.params))
         stored = stored_transform(learned, matrix_bits=BASIS_BITS)
         gains.append(float(scale_field_bits(w) - scale_field_bits(stored.forward(w))))
-        costs.append(8 * len(to_spec(learned, matrix_bits=BASIS_BITS)[1]) / w.size)
+        costs.append(written_bits(learned) / w.size)
     return gains, costs
 
 

@@ -40,7 +40,7 @@ from occ_jax.transforms import (
 
 from .config import ModelConfig
 from .errors import OccError
-from .roles import EMBEDDING, FINAL_NORM, HEAD, INPUT_OF, READS_RESIDUAL, WRITES_RESIDUAL, kind_of, layer_of
+from .roles import EMBEDDING, FINAL_NORM, HEAD, READS_RESIDUAL, WRITES_RESIDUAL, kind_of, layer_of
 from .weights import DerivedWeights, Weights
 
 CoordinateName = Literal["identity", "hadamard", "random", "klt", "klt-inputs", "dct", "learned"]
@@ -119,10 +119,10 @@ class Coordinates:
             raise OccError(f"the queries and keys of a {config.family} model are normalised: their planes cannot move")
         return _for_queries(config, own) if queries else own
 
-    def stored_of(self, layer: int, kind: str) -> Transform:
-        """Transform along the columns of one linear layer that is stored with its matrix."""
-        shared = self.hidden if kind == "down" else Identity()
-        return chain(shared, getattr(self.block(layer), STORED[INPUT_OF[kind]]))
+    def stored_of(self, layer: int, tap: str) -> Transform:
+        """Transform of one kind of input of a layer that is stored with every matrix that reads it."""
+        shared = self.hidden if tap == "down_in" else Identity()
+        return chain(shared, getattr(self.block(layer), STORED[tap]))
 
 
 def _for_queries(config: ModelConfig, transform: Transform) -> Transform:

@@ -12,7 +12,7 @@ from occ_jax.transforms import Identity, Transform, along_axis, chain, dual, for
 
 from ..config import ModelConfig
 from ..coordinates import Coordinates
-from ..roles import INPUT_OF, kind_of, layer_of
+from ..roles import INPUTS, kind_of, layer_of
 from ..weights import DerivedWeights, Weights
 from .statistics import Statistics
 
@@ -34,7 +34,7 @@ def rotate_statistics(statistics: Statistics, coordinates: Coordinates) -> Stati
         ValueError: the transform of the residual stream, or one that is stored with a matrix, is not orthonormal.
     """
     layers = range(max(1, len(coordinates.blocks)))
-    stored = chain(*(coordinates.stored_of(layer, kind) for layer in layers for kind in INPUT_OF))
+    stored = chain(*(coordinates.stored_of(layer, tap) for layer in layers for tap in INPUTS))
     for name, transform in (("the residual stream", coordinates.residual), ("the inputs of a matrix", stored)):
         if not transform.is_orthonormal:
             raise ValueError(f"the transform of {name} is not orthonormal: it has to be a rotation")
@@ -72,7 +72,7 @@ def space_of(config: ModelConfig, name: str, coordinates: Coordinates) -> Transf
 def _input_space(config: ModelConfig, layer: int | None, tap: str, coordinates: Coordinates) -> Transform:
     if layer is None:
         return coordinates.residual
-    stored = coordinates.stored_of(layer, next(kind for kind, read in INPUT_OF.items() if read == tap))
+    stored = coordinates.stored_of(layer, tap)
     match tap:
         case "o_in":
             return chain(coordinates.values_of(config, layer, queries=True), stored)

@@ -1,6 +1,7 @@
 """The network as it will be coded: norms folded, coordinates chosen, statistics in the same coordinates."""
 
 import dataclasses
+from collections import Counter
 from functools import cached_property
 from pathlib import Path
 
@@ -10,14 +11,13 @@ from jaxtyping import Float, Float32
 
 from occ_jax._pytree import replace
 from occ_jax.codec import stored_offset, stored_transform, to_spec
-from occ_jax.learned import materialize
 from occ_jax.transforms import Identity, Transform
 
 from ..calibration import Statistics, rotate_statistics, sandwich
 from ..config import ModelConfig
 from ..coordinates import HEAD_MIX, STORED, CoordinateName, Coordinates, choose_coordinates, moved, rotate
 from ..folding import fold_norms, folded_gains
-from ..roles import EMBEDDING, FINAL_NORM, HEAD, LINEAR_KINDS, is_linear, kind_of, layer_of
+from ..roles import EMBEDDING, FINAL_NORM, HEAD, INPUT_OF, LINEAR_KINDS, is_linear, kind_of, layer_of
 from ..stored_coordinates import load_coordinates
 from ..weights import Weights
 from .input_bases import BASIS_BITS, InputBases
@@ -81,7 +81,7 @@ class Network:
 
     def transform_bits(self, name: str) -> int:
         """Bits that a matrix's stored transform takes in the file."""
-        return _bits_of(self.written_transform(name))
+        return written_bits(self.written_transform(name))
 
     def coefficients(self, name: str) -> Float[np.ndarray, "d_out d_in"]:
         """The matrix in the coordinates in which it is quantized, less its offset."""
@@ -170,17 +170,19 @@ def prepare_network(
 
 def _stored_of(coordinates: Coordinates, name: str) -> Transform:
     layer = layer_of(name)
-    return Identity() if layer is None else coordinates.stored_of(layer, kind_of(name))
+    return Identity() if layer is None else coordinates.stored_of(layer, INPUT_OF[kind_of(name)])
 
 
-def _bits_of(written: Transform) -> int:
+def written_bits(written: Transform) -> int:
+    """Bits that a transform takes in the file."""
     return 8 * len(to_spec(written, matrix_bits=BASIS_BITS)[1])
 
 
 def stored_bits(config: ModelConfig, coordinates: Coordinates) -> int:
     """Bits that all transforms take that are stored with linear layers."""
+    readers = Counter(INPUT_OF.values())
     layers = range(config.num_layers)
-    return sum(_bits_of(materialize(coordinates.stored_of(i, kind))) for i in layers for kind in LINEAR_KINDS)
+    return sum(n * written_bits(coordinates.stored_of(i, tap)) for i in layers for tap, n in readers.items())
 
 
 def as_decoded(coordinates: Coordinates) -> Coordinates:

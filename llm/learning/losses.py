@@ -223,12 +223,12 @@ def block_points(
     }
     points = {}
     for number, (kind, matrix) in enumerate(matrices.items()):
-        name = linear_name(0, kind)
+        name, tap = linear_name(0, kind), INPUT_OF[kind]
         rows_key, noise_key = jax.random.split(jax.random.fold_in(key, number))
         chosen = sample(len(matrix.weight), row_share, rows_key, least=LEAST_ROWS)
         rows = _row_costs(matrix, space_of(config, fisher_name(name), coordinates), chosen)
         w = moved_weight(config, name, coordinates, matrix.weight, chosen)
-        point = objective.point(coordinates.stored_of(0, kind).forward(w), rows, inputs[INPUT_OF[kind]], noise_key)
+        point = objective.point(coordinates.stored_of(0, tap).forward(w), rows, inputs[tap], noise_key)
         points[kind] = _of_all(objective, point, len(matrix.weight) / len(w))
     return points
 

@@ -132,7 +132,7 @@ _PARTS: Mapping[str, tuple[str, type | tuple[type, ...], Callable[[Any], Any]]] 
     "value_scales": ("values", Scaling, lambda scaling: scaling),
     "key_scales": ("keys", Scaling, lambda s: s.log2_scale[..., : s.log2_scale.shape[-1] // 2]),
     "unit_scales": ("units", Scaling, lambda scaling: scaling),
-    **{STORED[tap]: (STORED[tap], (Butterfly, Kronecker), trained_from) for tap in _PAID.values()},
+    **{field: (field, (Butterfly, Kronecker), trained_from) for field in STORED.values()},
 }
 """Field of the parameters -> where blocks have such a transform, its class, and the parameters that make it."""
 

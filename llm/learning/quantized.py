@@ -131,7 +131,7 @@ def _quantized(
     name = linear_name(0, kind)
     moved = moved_weight(config, name, coordinates, w)
     if isinstance(objective, Integers):
-        stored = coordinates.stored_of(0, kind)
+        stored = coordinates.stored_of(0, INPUT_OF[kind])
         return stored.inverse(objective.reconstruct(stored.forward(moved), factor, key))
     assert factor is not None
     rows = positive(moved_diagonal(space_of(config, fisher_name(name), coordinates), fisher))

@@ -20,7 +20,7 @@ from occ_llm.learning.placements import shared_and_blocks, with_block
 from occ_llm.learning.problem import Problem, control_weights, make_problem
 from occ_llm.learning.settings import LearnSettings
 from occ_llm.learning.steps import TOLERANCE
-from occ_llm.roles import EMBEDDING, is_linear, linear_name
+from occ_llm.roles import EMBEDDING, INPUT_OF, is_linear, linear_name
 
 from occ_jax.learned import scale_field_bits
 from occ_jax.quantization import fit_affine
@@ -143,7 +143,7 @@ def test_integers_with_feedback_cost_what_gptq_leaves(
         for layer in range(config.num_layers):
             name = linear_name(layer, kind)
             w, form = np.asarray(moved[name]), sensitivity_of(name, statistics)
-            w = np.asarray(coordinates.stored_of(layer, kind).forward(jnp.asarray(w)))
+            w = np.asarray(coordinates.stored_of(layer, INPUT_OF[kind]).forward(jnp.asarray(w)))
             factor = prepare_hessian(form.hessian, damping=0.01)
             result = quantize_integers(w, factor, bits=5, group_size=16)
             e = np.asarray(result.quantizer.dequantize(result.q) - w, np.float64)
