@@ -32,7 +32,7 @@ from .layerwise import network_points, overall, stacked
 from .losses import Coded, Integers, Objective
 from .placements import Parameters, shared_and_blocks, with_block
 from .problem import Problem
-from .quantized import error_factors, quantized_blocks
+from .quantized import Errors, error_factors, make_errors, quantized_blocks
 from .settings import LearnSettings
 from .train import Learned, OnChunk, train
 
@@ -118,13 +118,19 @@ class EndToEnd:
             linear = Problem(self._network.problem.blocks, {})
             lmbda = linear.num_weights / total / (2 * float(np.log(2)) * self.measure(start))
 
-        def loss(parameters: Parameters, data: tuple[Objective, Folded, Lessons], step: Step) -> RateDistortion:
-            objective, network, lessons = data
+        def refresh(parameters: Parameters, data: tuple[Objective, Folded, Lessons]) -> Any:
+            residual, blocks = shared_and_blocks(config, parameters)
+            return *data, errors_of(config, data[0], start, residual, blocks, data[1])
+
+        def loss(parameters: Parameters, data: tuple[Objective, Folded, Lessons, Errors], step: Step) -> RateDistortion:
+            objective, network, lessons, errors = data
             residual, blocks = shared_and_blocks(config, parameters)
             window = lessons.order[step.index]
             tokens, hidden = lessons.tokens[window], lessons.hidden[window]
             noise_key, rate_key = jax.random.split(step.key)
-            kl = divergence(config, graphdef, objective, start, residual, blocks, network, tokens, hidden, noise_key)
+            kl = divergence(
+                config, graphdef, objective, start, residual, blocks, network, errors, tokens, hidden, noise_key
+            )
             if isinstance(objective, Integers):
                 return RateDistortion(jnp.float32(objective.bits), kl)
             lagrangian, bits = jnp.zeros(()), jnp.zeros(())
@@ -137,7 +143,10 @@ class EndToEnd:
             return RateDistortion(jax.lax.stop_gradient(bits - lagrangian) + lagrangian, kl)
 
         data = (self.objective, self._network, self._lessons)
-        return train(config, start, self._settings, loss, data, lmbda=lmbda, key=key, state=state, on_chunk=on_chunk)
+        return train(
+            config, start, self._settings, loss, data, lmbda=lmbda, key=key, state=state, on_chunk=on_chunk,
+            refresh=refresh,
+        )  # fmt: skip
 
 
 def _parts(objective: Coded, problem: Problem) -> list[tuple[Coded, Problem]]:
@@ -162,6 +171,19 @@ def make_network(model: LanguageModel, problem: Problem, objective: Objective) -
     return Folded({**model.params, "blocks": blocks}, bare, error_factors(problem, objective), model.head)
 
 
+def errors_of(
+    config: ModelConfig,
+    objective: Objective,
+    start: Coordinates,
+    residual: Transform | None,
+    blocks: BlockCoordinates,
+    network: Folded,
+) -> Errors:
+    """What errors of the linear layers are made of in some coordinates; arguments as those of :func:`divergence`."""
+    place, matrices = partial(with_block, start, residual), network.problem.blocks
+    return make_errors(config, objective, place, blocks, matrices, network.factors)
+
+
 def divergence(
     config: ModelConfig,
     graphdef: Any,
@@ -170,6 +192,7 @@ def divergence(
     residual: Transform | None,
     blocks: BlockCoordinates,
     network: Folded,
+    errors: Errors,
     tokens: Int[Array, " length"],
     hidden: Float[Array, "length width"],
     key: Key[Array, ""],
@@ -184,6 +207,7 @@ def divergence(
         residual: learned rotation of the residual stream.
         blocks: what the blocks have of their own, as a stack.
         network: folded, in original coordinates.
+        errors: by :func:`errors_of`, in these coordinates or in some nearby.
         tokens: a window.
         hidden: the original's final hidden states there.
         key: source of the noise.
@@ -191,7 +215,7 @@ def divergence(
     basis = start.residual if residual is None else residual
     place, matrices = partial(with_block, start, residual), network.problem.blocks
     biases = {linear: network.params["blocks"][linear] for linear in LINEARS}
-    moved = quantized_blocks(config, objective, place, blocks, matrices, network.factors, biases, key)
+    moved = quantized_blocks(config, objective, place, blocks, matrices, errors, biases, key)
     # Only the rows of the embedding that occur enter the stream; they are numbered by position.
     params = {
         **network.params,
@@ -218,4 +242,5 @@ def _measured(
     key: Key[Array, ""],
     config: ModelConfig,
 ) -> Float[Array, ""]:
-    return divergence(config, graphdef, objective, shared, None, stack, network, tokens, hidden, key)
+    errors = errors_of(config, objective, shared, None, stack, network)
+    return divergence(config, graphdef, objective, shared, None, stack, network, errors, tokens, hidden, key)

@@ -36,12 +36,14 @@ from jaxtyping import Array, Float, Int, Key
 from occ_jax._pytree import pytree_dataclass, static_field
 from occ_jax.learned import (
     WATER_LMBDA,
+    Ranges,
     RateDistortion,
     affine_reconstruction,
     code_length,
     column_costs,
     fed_back_error,
     fed_back_reconstruction,
+    find_ranges,
     scale_field_bits,
     water_filled,
 )
@@ -166,20 +168,29 @@ class Integers:
             raise OccError(f"--group-size {self.group_size} shares nothing: choose 2 or more")
 
     def reconstruct(
-        self, w: Float[Array, "d_out d_in"], root: Float[Array, "d_in d_in"] | None, key: Key[Array, ""]
+        self,
+        w: Float[Array, "d_out d_in"],
+        upper: Float[Array, "d_in d_in"] | None,
+        key: Key[Array, ""],
+        ranges: Ranges | None = None,
     ) -> Float[Array, "d_out d_in"]:
         """A matrix with the errors of its integers: of rounding to the nearest, or a draw of what feedback leaves.
 
         Args:
             w: the matrix.
-            root: with feedback, the :func:`~occ_jax.learned.upper_root` of its inputs' second moment.
+            upper: with feedback, the :func:`~occ_jax.learned.upper_factor` of its inputs' second moment.
             key: source of the draw.
+            ranges: with feedback and ``clip``, what :meth:`search` finds.
         """
-        options = {"group_size": self.group_size, "clip": self.clip}
         if not self.feedback:
-            return affine_reconstruction(w, self.bits, **options)
-        assert root is not None
-        return fed_back_reconstruction(w, root, self.bits, key=key, **options)
+            return affine_reconstruction(w, self.bits, group_size=self.group_size, clip=self.clip)
+        assert upper is not None
+        assert (ranges is not None) == self.clip
+        return fed_back_reconstruction(w, upper, self.bits, key=key, group_size=self.group_size, ranges=ranges)
+
+    def search(self, w: Float[Array, "d_out d_in"], upper: Float[Array, "d_in d_in"]) -> Ranges:
+        """The ranges of a matrix with feedback and ``clip``; arguments as those of :meth:`reconstruct`."""
+        return find_ranges(w, 1 / jnp.square(jnp.diagonal(upper)), self.bits, group_size=self.group_size)
 
     def point(
         self, w: Float[Array, "d_out d_in"], rows: Float[Array, " d_out"], inputs: Inputs, key: Key[Array, ""]

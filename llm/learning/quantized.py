@@ -4,6 +4,10 @@ With feedback and :math:`H^{-1} = U^\top U` the error of a row is :math:`e = d \
 :math:`d` uniform in the steps. Those of integers are the ranges of their groups, in the coordinates in question. Under
 entropy coding they are :math:`c\, U_{jj} / \sqrt{g_i}`, so that :math:`e = \frac{c}{\sqrt{g_i}}\, n U` with white
 noise :math:`n`: it costs the same in every direction of the inputs, in whatever basis, and :math:`U` need not be moved.
+
+What integers need to know of their coordinates, the moved :math:`U` and the best ranges of the groups, is dearer than
+all else. It has no gradient (both are optima of what is minimised) and changes slowly: :func:`make_errors` makes it
+once for several steps.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from occ_jax.learned import RANGES, upper_root
+from occ_jax._pytree import pytree_dataclass
+from occ_jax.learned import Ranges, upper_factor
 from occ_jax.quantization import prepare_hessian
 from occ_jax.quantization.base import uniform_noise
 
@@ -27,6 +32,20 @@ from ..model import LINEARS
 from ..roles import INPUT_OF, linear_name
 from .losses import Coded, Integers, Objective, moved_weight
 from .problem import Matrix, Problem
+
+
+@pytree_dataclass
+class Errors:
+    """What the errors of quantization are made of, stacked over layers.
+
+    Attributes:
+        factors: :math:`U` of each kind of input: in original coordinates under entropy coding, in those of the matrices
+            for integers with feedback, none for others.
+        ranges: of integers with feedback and clipped ranges, by kind of matrix.
+    """
+
+    factors: dict[str, Float[Array, "*layers d d"]]
+    ranges: dict[str, Ranges]
 
 
 def error_factors(problem: Problem, objective: Objective) -> dict[str, Float[Array, "layers d d"]]:
@@ -52,13 +71,48 @@ def error_factors(problem: Problem, objective: Objective) -> dict[str, Float[Arr
     return factors
 
 
-def quantized_blocks(
+def make_errors(
     config: ModelConfig,
     objective: Objective,
     coordinates: Callable[[BlockCoordinates], Coordinates],
     blocks: BlockCoordinates,
     matrices: Mapping[str, Matrix],
     factors: Mapping[str, Float[Array, "layers d d"]],
+) -> Errors:
+    """What errors are made of in some coordinates; arguments as those of :func:`quantized_blocks`.
+
+    Args:
+        config: architecture.
+        objective: how matrices are quantized.
+        coordinates: of one block.
+        blocks: what the blocks have of their own, as a stack.
+        matrices: by kind, stacked.
+        factors: by :func:`error_factors`.
+    """
+    if not (isinstance(objective, Integers) and objective.feedback):
+        return Errors(dict(factors), {})
+
+    def one_block(item: tuple[Any, Any, Any]) -> Errors:
+        layer, weights, hessians = item
+        place = coordinates(layer)
+        spaces = {tap: space_of(config, hessian_name(0, tap), place) for tap in hessians}
+        uppers = {tap: upper_factor(conjugate(spaces[tap], hessian)) for tap, hessian in hessians.items()}
+        if not objective.clip:
+            return Errors(uppers, {})
+        moved = {kind: _coefficients(config, place, kind, w) for kind, w in weights.items()}
+        return Errors(uppers, {kind: objective.search(w, uppers[INPUT_OF[kind]]) for kind, w in moved.items()})
+
+    weights = {kind: matrix.weight for kind, matrix in matrices.items()}
+    return jax.lax.stop_gradient(jax.lax.map(one_block, (blocks, weights, dict(factors))))
+
+
+def quantized_blocks(
+    config: ModelConfig,
+    objective: Objective,
+    coordinates: Callable[[BlockCoordinates], Coordinates],
+    blocks: BlockCoordinates,
+    matrices: Mapping[str, Matrix],
+    errors: Errors,
     biases: Mapping[str, dict[str, Array]],
     key: Key[Array, ""],
 ) -> dict[str, Any]:
@@ -70,7 +124,7 @@ def quantized_blocks(
         coordinates: of one block, from its slice of ``blocks``; it may hold parameters that are trained, too.
         blocks: what the blocks have of their own, as a stack.
         matrices: by kind, stacked.
-        factors: by :func:`error_factors`.
+        errors: by :func:`make_errors`, in these coordinates or in some nearby.
         biases: of the network's layers that have some, stacked.
         key: source of the noise.
     """
@@ -79,18 +133,12 @@ def quantized_blocks(
         layer, parts, biases, number = item
         return _moved_block(config, objective, coordinates(layer), parts, biases, jax.random.fold_in(key, number))
 
-    if isinstance(objective, Integers) and objective.feedback:
-
-        def moved_roots(item: tuple[Any, Any]) -> dict[str, Array]:
-            return _moved_roots(config, coordinates(item[0]), item[1])
-
-        # What later columns do is the best there is: it has no gradient.
-        factors = jax.lax.stop_gradient(jax.lax.map(moved_roots, (blocks, dict(factors))))
-    parts = {kind: (m.weight, m.fisher, factors.get(INPUT_OF[kind])) for kind, m in matrices.items()}
-    # To move a matrix is dear, and so is a search for ranges: both are kept for the way back. All else is made again.
-    policies = jax.checkpoint_policies
-    kept = policies.save_from_both_policies(policies.dots_saveable, policies.save_only_these_names(RANGES))
-    remade = jax.checkpoint(one_block, policy=kept)
+    parts = {
+        kind: (m.weight, m.fisher, errors.factors.get(INPUT_OF[kind]), errors.ranges.get(kind))
+        for kind, m in matrices.items()
+    }
+    # To move a matrix is dear: what products make is kept for the way back, and all else is made again.
+    remade = jax.checkpoint(one_block, policy=jax.checkpoint_policies.dots_saveable)
     return jax.lax.map(remade, (blocks, parts, dict(biases), jnp.arange(config.num_layers)))
 
 
@@ -98,7 +146,7 @@ def _moved_block(
     config: ModelConfig,
     objective: Objective,
     coordinates: Coordinates,
-    matrices: dict[str, tuple[Array, Array, Array | None]],
+    matrices: dict[str, tuple[Array, Array, Array | None, Ranges | None]],
     biases: dict[str, dict[str, Array]],
     key: Key[Array, ""],
 ) -> dict[str, Any]:
@@ -126,14 +174,15 @@ def _quantized(
     w: Float[Array, "d_out d_in"],
     fisher: Array,
     factor: Float[Array, "d_in d_in"] | None,
+    ranges: Ranges | None,
     key: Key[Array, ""],
 ) -> Float[Array, "d_out d_in"]:
     name = linear_name(0, kind)
-    moved = moved_weight(config, name, coordinates, w)
     if isinstance(objective, Integers):
-        stored = coordinates.stored_of(0, INPUT_OF[kind])
-        return stored.inverse(objective.reconstruct(stored.forward(moved), factor, key))
+        made = objective.reconstruct(_coefficients(config, coordinates, kind, w), factor, key, ranges)
+        return coordinates.stored_of(0, INPUT_OF[kind]).inverse(made)
     assert factor is not None
+    moved = moved_weight(config, name, coordinates, w)
     rows = positive(moved_diagonal(space_of(config, fisher_name(name), coordinates), fisher))
     noise = uniform_noise(jnp.zeros_like(w), key=key)
     columns, _ = moves(config, name, coordinates)
@@ -141,9 +190,9 @@ def _quantized(
     return moved + shaped * (objective.step / jnp.sqrt(rows))[:, None]
 
 
-def _moved_roots(
-    config: ModelConfig, coordinates: Coordinates, hessians: dict[str, Float[Array, "d d"]]
-) -> dict[str, Float[Array, "d d"]]:
-    r""":math:`U^{-1}` of the inputs of one block in new coordinates."""
-    spaces = {tap: space_of(config, hessian_name(0, tap), coordinates) for tap in hessians}
-    return {tap: upper_root(conjugate(spaces[tap], hessian)) for tap, hessian in hessians.items()}
+def _coefficients(
+    config: ModelConfig, coordinates: Coordinates, kind: str, w: Float[Array, "d_out d_in"]
+) -> Float[Array, "d_out d_in"]:
+    """What the quantizer sees of a matrix: moved, and through the transform that is stored with it."""
+    moved = moved_weight(config, linear_name(0, kind), coordinates, w)
+    return coordinates.stored_of(0, INPUT_OF[kind]).forward(moved)

@@ -39,7 +39,7 @@ from .problem import Problem, control_weights, make_problem
 from .settings import LearnSettings
 from .train import Learned, first_parameters
 
-_PROCEDURE = 7  # part of the name of an unfinished training: to be raised when the same settings train otherwise
+_PROCEDURE = 8  # part of the name of an unfinished training: to be raised when the same settings train otherwise
 
 CONTROL_KEY = 1 << 16
 """Seed of the control's matrices, apart from all others."""

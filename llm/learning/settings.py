@@ -53,6 +53,8 @@ class LearnSettings:
     """At the beginning; falls to zero along a cosine."""
     window: int = 512
     """Tokens of a step, with the divergence."""
+    refresh: int = 8
+    """End to end with integers, steps for which ranges and feedback stay as they were found: they change slowly."""
     row_share: float = 0.25
     """Share of the rows of every matrix that a step looks at layer by layer, drawn anew for each; at least 128."""
     block_share: float = 0.25
@@ -93,6 +95,8 @@ class LearnSettings:
         for option, share in (("--row-share", self.row_share), ("--block-share", self.block_share)):
             if not 0 < share <= 1:
                 raise OccError(f"{option} {share} is out of range: choose a number above 0, up to 1")
+        if self.refresh < 1:
+            raise OccError(f"--refresh {self.refresh} is no number of steps: choose 1 or more")
         if not 0 < self.damping <= 1:
             raise OccError(f"--damping {self.damping} is out of range: choose a number above 0, up to 1")
 

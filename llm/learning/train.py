@@ -1,14 +1,12 @@
 """The trainer of the library, on the parameters of a network's coordinates."""
 
 import dataclasses
-import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 from jaxtyping import Array, Key
 
@@ -31,8 +29,8 @@ class Learned:
         coordinates: of the whole network, as a file of transforms holds them.
         parameters: what was trained, at its end.
         log: one entry for each step.
-        seconds_per_step: median over the visits of the host, so that compilation does not count; ``None`` where there
-            was one visit only.
+        seconds_per_step: mean over the visits of the host but the first, so that compilation does not count and what is
+            refreshed once for several steps does; ``None`` where there was one visit only.
     """
 
     coordinates: Coordinates
@@ -63,6 +61,7 @@ def train(
     key: Key[Array, ""],
     state: Path | None = None,
     on_chunk: OnChunk | None = None,
+    refresh: Callable[[Parameters, Any], Any] | None = None,
 ) -> Learned:
     """Train every placement together.
 
@@ -76,6 +75,7 @@ def train(
         key: of the noise.
         state: where to keep an unfinished training.
         on_chunk: told about the progress.
+        refresh: of parameters and ``data``, what the loss reads for ``settings.refresh`` steps.
     """
     schedule = optax.cosine_decay_schedule(settings.learning_rate, settings.num_steps)
     coldest = 1.0 if settings.temperature is None else settings.temperature
@@ -99,12 +99,14 @@ def train(
         chunk=CHUNK,
         state_path=state,
         on_chunk=visited,
+        refresh=refresh,
+        refresh_every=settings.refresh,
     )
     jax.block_until_ready(fitted.params)
-    times = [(end - begin) / (after - before) for (before, begin), (after, end) in itertools.pairwise(visits[1:])]
+    first, last = visits[min(1, len(visits) - 1)], visits[-1]
     return Learned(
         coordinates=as_stored(learned_coordinates(config, start, fitted.params)),
         parameters=fitted.params,
         log=fitted.log,
-        seconds_per_step=float(np.median(times)) if times else None,
+        seconds_per_step=(last[1] - first[1]) / (last[0] - first[0]) if last[0] > first[0] else None,
     )

@@ -1,9 +1,15 @@
 """Learned coordinates: parametrised transforms, differentiable rates, and their training (which needs optax)."""
 
 from occ_jax.learned.control import gaussian_control
-from occ_jax.learned.feedback import column_costs, passed_on, upper_root
+from occ_jax.learned.feedback import column_costs, passed_on, upper_factor
 from occ_jax.learned.fit import FitLog, Fitted, LossFn, Step, fit
-from occ_jax.learned.integers import RANGES, affine_reconstruction, fed_back_error, fed_back_reconstruction
+from occ_jax.learned.integers import (
+    Ranges,
+    affine_reconstruction,
+    fed_back_error,
+    fed_back_reconstruction,
+    find_ranges,
+)
 from occ_jax.learned.labels import FROZEN, TRAINED, default_labels
 from occ_jax.learned.losses import (
     WATER_LMBDA,
@@ -28,7 +34,6 @@ from occ_jax.learned.stored import load_transforms, save_transforms
 
 __all__ = [
     "FROZEN",
-    "RANGES",
     "TRAINED",
     "WATER_LMBDA",
     "Cayley",
@@ -36,6 +41,7 @@ __all__ = [
     "Fitted",
     "Householder",
     "LossFn",
+    "Ranges",
     "RateDistortion",
     "Step",
     "affine_reconstruction",
@@ -45,6 +51,7 @@ __all__ = [
     "default_labels",
     "fed_back_error",
     "fed_back_reconstruction",
+    "find_ranges",
     "fit",
     "fitted_model",
     "gaussian_control",
@@ -58,6 +65,6 @@ __all__ = [
     "save_transforms",
     "scale_field",
     "scale_field_bits",
-    "upper_root",
+    "upper_factor",
     "water_filled",
 ]

@@ -23,6 +23,9 @@ from jax import lax
 from jax.lax.linalg import triangular_solve
 from jaxtyping import Array, Float, Key
 
+_SMALL = 128
+"""Rows of a triangle that is inverted in one piece."""
+
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def column_costs(
@@ -42,19 +45,35 @@ def column_costs(
     return _forward(hessian, key, share)[0]
 
 
-def upper_root(hessian: Float[Array, "d d"]) -> Float[Array, "d d"]:
-    r"""Upper triangular :math:`R` with :math:`H = R R^\top`, the inverse of the factor :math:`U`.
-
-    Example:
-        >>> r = upper_root(jnp.asarray([[5.0, 2.0], [2.0, 4.0]]))
-        >>> print(r)
-        [[2. 1.]
-         [0. 2.]]
-    """
+def _upper_root(hessian: Float[Array, "d d"]) -> Float[Array, "d d"]:
+    r"""Upper triangular :math:`R` with :math:`H = R R^\top`, the inverse of the factor :math:`U`."""
     return jnp.linalg.cholesky(hessian[::-1, ::-1])[::-1, ::-1]
 
 
-def passed_on(error: Float[Array, "rows d"], root: Float[Array, "d d"]) -> Float[Array, "rows d"]:
+def upper_factor(hessian: Float[Array, "d d"]) -> Float[Array, "d d"]:
+    r"""Upper triangular :math:`U` with :math:`H^{-1} = U^\top U`.
+
+    Example:
+        >>> u = upper_factor(jnp.asarray([[4.0, 1.0], [1.0, 1.0]]))
+        >>> print(u.T @ u @ jnp.asarray([[4.0, 1.0], [1.0, 1.0]]).round(3))
+        [[1. 0.]
+         [0. 1.]]
+    """
+    return _inverse(_upper_root(hessian))
+
+
+def _inverse(root: Float[Array, "d d"]) -> Float[Array, "d d"]:
+    """Inverse of an upper triangle, by halves: most of the work is products."""
+    n = root.shape[0]
+    if n <= _SMALL:
+        return triangular_solve(root, jnp.eye(n, dtype=root.dtype), left_side=True, lower=False)
+    first, last, beside = root[: n // 2, : n // 2], root[n // 2 :, n // 2 :], root[: n // 2, n // 2 :]
+    first, last = _inverse(first), _inverse(last)
+    beside = -jnp.matmul(jnp.matmul(first, beside, precision="highest"), last, precision="highest")
+    return jnp.concatenate([jnp.concatenate([first, beside], 1), jnp.pad(last, ((0, 0), (n // 2, 0)))])
+
+
+def passed_on(error: Float[Array, "rows d"], upper: Float[Array, "d d"]) -> Float[Array, "rows d"]:
     r"""Error of whole rows once later columns have made up for the error of every column.
 
     .. math::
@@ -62,24 +81,24 @@ def passed_on(error: Float[Array, "rows d"], root: Float[Array, "d d"]) -> Float
         e = d \, \operatorname{diag}(U)^{-1} U, \qquad e H e^\top = \sum_j d_j^2 / U_{jj}^2
 
     What later columns do is best for :math:`H`, so that a small change of it changes the cost to second order only: by
-    the envelope theorem no gradient goes into ``root``.
+    the envelope theorem no gradient goes into ``upper``.
 
     Args:
         error: :math:`d`, what each column misses of its value with feedback.
-        root: :math:`U^{-1}`, by :func:`upper_root`.
+        upper: :math:`U`, by :func:`upper_factor`.
 
     Example:
-        >>> root = upper_root(jnp.asarray([[4.0, 1.0], [1.0, 1.0]]))
-        >>> print(passed_on(jnp.asarray([[2.0, 0.0]]), root).round(3))  # the second column regresses on the first
+        >>> upper = upper_factor(jnp.asarray([[4.0, 1.0], [1.0, 1.0]]))
+        >>> print(passed_on(jnp.asarray([[2.0, 0.0]]), upper).round(3))  # the second column regresses on the first
         [[ 2. -2.]]
     """
-    root = lax.stop_gradient(root)
-    return triangular_solve(root, error * jnp.diagonal(root)[None, :], left_side=False, lower=False)
+    upper = lax.stop_gradient(upper)
+    return jnp.matmul(error / jnp.diagonal(upper)[None, :], upper, precision="highest")
 
 
 def _forward(hessian: Array, key: Array | None, share: float) -> tuple[Array, tuple[Array, Array | None]]:
     del share
-    root = upper_root(hessian)
+    root = _upper_root(hessian)
     return jnp.square(jnp.diagonal(root)), (root, key)
 
 

@@ -97,6 +97,8 @@ def fit(
     chunk: int = 100,
     state_path: str | os.PathLike[str] | None = None,
     on_chunk: Callable[[int, FitLog], None] | None = None,
+    refresh: Callable[[Any, Any], Any] | None = None,
+    refresh_every: int = 1,
 ) -> Fitted[_Params]:
     r"""Minimise :math:`R + \lambda D` over the trained leaves of a tree.
 
@@ -119,6 +121,9 @@ def fit(
         state_path: where to keep the state of the fit after each chunk. If the file is there, the fit goes on from it,
             with the same result, to the bit, as without the interruption.
         on_chunk: called with the number of steps done and the log so far, after the state is saved.
+        refresh: ``refresh(params, data)``, traced: what the loss takes in the place of ``data``. For what follows the
+            parameters slowly and is too dear for every step; it has no gradient.
+        refresh_every: steps between two calls of it. A state is saved only where the next step begins with one.
 
     Returns:
         The trained tree and the log.
@@ -141,8 +146,11 @@ def fit(
     References:
         Kingma & Ba, Adam, ICLR 2015.
     """
-    if steps < 1 or chunk < 1:
-        raise ValueError(f"a fit takes at least one step, in chunks of at least one: got {steps} and {chunk}")
+    if steps < 1 or chunk < 1 or refresh_every < 1:
+        raise ValueError(
+            f"a fit takes at least one step, in chunks of at least one: got {steps} and {chunk}, what is refreshed "
+            f"every {refresh_every}"
+        )
     split = _Split.of(params, default_labels(params) if labels is None else labels)
     transformation = _partitioned(optimizer, split.labels)
     prepare = partial(jax.vmap, in_axes=0) if stacked else lambda f: f
@@ -160,15 +168,23 @@ def fit(
     one_step = _make_step(split.merge, loss_fn, transformation, lmbda, temperature)
     mesh = _mesh(devices, data, layers)
     run = _make_run(_of_all_layers(one_step, stacked), mesh if stacked else None)
-    state, rest = _place(mesh, state, stacked), (_place(mesh, frozen, stacked), _place_data(mesh, data, stacked))
-    keys = _place(mesh, keys, stacked)
+    refreshed = _make_refresh(split.merge, refresh, stacked)
+    state, frozen, data = (
+        _place(mesh, state, stacked),
+        _place(mesh, frozen, stacked),
+        _place_data(mesh, data, stacked),
+    )
+    keys, seen = _place(mesh, keys, stacked), None
     while done < steps:
-        length = min(chunk, steps - done)
-        state, new = run(state, *rest, keys, jnp.asarray(done, jnp.int32), length=length)
+        if seen is None or (refresh is not None and done % refresh_every == 0):
+            seen = refreshed(state[0], frozen, data)
+        until = steps if refresh is None else min(steps, done + refresh_every - done % refresh_every)
+        length = min(chunk, until - done)
+        state, new = run(state, frozen, seen, keys, jnp.asarray(done, jnp.int32), length=length)
         _check_finite(new, done)
         log = [np.concatenate([old, np.asarray(part)]) for old, part in zip(log, new)]
         done += length
-        if state_path is not None:
+        if state_path is not None and (refresh is None or done == until):
             write_state(state_path, done, (state, log), identity)
         if on_chunk is not None:
             on_chunk(done, FitLog(*log))
@@ -246,6 +262,17 @@ def _make_step(merge: Callable, loss_fn: LossFn, optimizer: Any, lmbda: Schedule
         return (trained, optimizer_state), tuple(x.astype(jnp.float32) for x in entry)
 
     return one_step
+
+
+def _make_refresh(merge: Callable, refresh: Callable | None, stacked: bool) -> Callable:
+    """What the loss takes, compiled: of trained and frozen leaves and the data."""
+    if refresh is None:
+        return lambda trained, frozen, data: data
+
+    def seen(trained, frozen, data):
+        return refresh(merge(trained, frozen), data)
+
+    return jax.jit(jax.vmap(seen) if stacked else seen)
 
 
 def _at(schedule: Schedule, index: Int32[Array, ""]) -> Float[Array, ""]:

@@ -13,14 +13,30 @@ from typing import Literal
 
 import jax.numpy as jnp
 from jax import lax, random
-from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int32, Key
 
+from occ_jax._pytree import pytree_dataclass
 from occ_jax.learned.feedback import passed_on
 from occ_jax.quantization.affine import fit_affine, group_ranges, spread_groups
 
-RANGES = "ranges of groups"
-"""Name, for rematerialisation policies, of the ranges that a search has found: they are dear and take little memory."""
+_NOISE_BITS = 8
+"""Of a draw of noise: its steps are far finer than those of the integers."""
+
+
+@pytree_dataclass
+class Ranges:
+    """The best part of every group's range, as :func:`find_ranges` finds it.
+
+    A search is dear. What it finds, relative to the range that a group spans, changes slowly while coordinates are
+    learned, and may be used for several steps.
+
+    Attributes:
+        share: scale that was found, over the one that spans the whole range.
+        zero: zero point.
+    """
+
+    share: Float[Array, "*layers rows groups"]
+    zero: Int32[Array, "*layers rows groups"]
 
 
 def affine_reconstruction(
@@ -104,32 +120,57 @@ def fed_back_error(
         lowest, highest, size = group_ranges(w, group_size)
         in_groups = jnp.pad(costs, (0, -len(costs) % size)).reshape(-1, size).sum(1)
         return jnp.matmul(jnp.square((highest - lowest) / (2**bits - 1)), in_groups, precision="highest") / 12
-    step, missed = _steps(w, costs, bits, group_size=group_size, clip=True)
+    ranges = lax.stop_gradient(find_ranges(lax.stop_gradient(w), lax.stop_gradient(costs), bits, group_size=group_size))
+    step, missed = _steps(w, bits, group_size, ranges)
     return jnp.matmul(jnp.where(missed == 0, jnp.square(step) / 12, jnp.square(missed)), costs, precision="highest")
+
+
+def find_ranges(
+    w: Float[Array, "rows columns"], costs: Float[Array, " columns"], bits: int, *, group_size: int
+) -> Ranges:
+    """Search for the range of every group, as the quantizer will: the one of least weighted error.
+
+    Args:
+        w: coefficients before any feedback.
+        costs: of an error in every column, by :func:`~occ_jax.learned.column_costs`.
+        bits: width of an index.
+        group_size: coefficients that share a scale.
+
+    Example:
+        >>> w = jnp.asarray([[-1.0, 0.2, 0.1, 5.0, -0.1, 0.3, -0.2, 0.4]])
+        >>> find_ranges(w, jnp.ones(8), 2, group_size=8).share.item() < 1  # one coefficient is clipped
+        True
+    """
+    quantizer = fit_affine(w, bits, group_size=group_size, clip=True, weights=costs[None, :])
+    lowest, highest, _ = group_ranges(w.astype(jnp.float32), group_size)
+    assert quantizer.zero_point is not None
+    span = (highest - lowest) / (2**bits - 1)
+    scale = quantizer.scale.astype(jnp.float32)
+    return Ranges(jnp.where(span > 0, scale / jnp.where(span > 0, span, 1.0), 1.0), quantizer.zero_point)
 
 
 def fed_back_reconstruction(
     w: Float[Array, "rows columns"],
-    root: Float[Array, "columns columns"],
+    upper: Float[Array, "columns columns"],
     bits: int,
     *,
     key: Key[Array, ""],
     group_size: int,
-    clip: bool = False,
+    ranges: Ranges | None = None,
 ) -> Float[Array, "rows columns"]:
     r"""What asymmetric integers with feedback (GPTQ) may make of coefficients: a draw of the errors that are expected.
 
     The errors of :func:`fed_back_error`, uniform within the range, and what later columns make of them
-    (:func:`~occ_jax.learned.passed_on`). Their expected cost in the second moment :math:`H = R R^\top` is the sum of
-    that function, and their gradient goes into the steps and distances, not into the draw.
+    (:func:`~occ_jax.learned.passed_on`). Their expected cost in the second moment :math:`H`, :math:`H^{-1} = U^\top U`,
+    is the sum of that function, and their gradient goes into the steps and distances, not into the draw.
 
     Args:
         w: coefficients before any feedback.
-        root: :math:`R`, by :func:`~occ_jax.learned.upper_root`.
+        upper: :math:`U`, by :func:`~occ_jax.learned.upper_factor`.
         bits: width of an index.
         key: source of the noise.
         group_size: coefficients that share a scale.
-        clip: search for the range of every group.
+        ranges: the part of the range that every group has, by :func:`find_ranges`; all of it when left out.
 
     Example:
         >>> w = jnp.asarray([[0.0, 1.0, 2.0, 6.0]])
@@ -138,23 +179,21 @@ def fed_back_reconstruction(
         True
     """
     y = w.astype(jnp.float32)
-    step, missed = _steps(y, jnp.square(jnp.diagonal(root)), bits, group_size=group_size, clip=clip)
-    noise = random.uniform(key, y.shape, minval=-0.5, maxval=0.5)
-    return (y + passed_on(jnp.where(missed == 0, noise * step, missed), root)).astype(w.dtype)
+    step, missed = _steps(y, bits, group_size, ranges)
+    drawn = random.bits(key, y.shape, jnp.uint8).astype(jnp.float32)
+    noise = (drawn + 0.5) / 2**_NOISE_BITS - 0.5
+    return (y + passed_on(jnp.where(missed == 0, noise * step, missed), upper)).astype(w.dtype)
 
 
 def _steps(
-    w: Float[Array, "rows columns"], costs: Float[Array, " columns"], bits: int, *, group_size: int, clip: bool
+    w: Float[Array, "rows columns"], bits: int, group_size: int, ranges: Ranges | None
 ) -> tuple[Float[Array, "rows columns"], Float[Array, "rows columns"]]:
     """The step of every coefficient, and of those beyond the range what reaches the last index; zero for others."""
     lowest, highest, size = group_ranges(w, group_size)
     span = (highest - lowest) / (2**bits - 1)
-    if not clip:
+    if ranges is None:
         return spread_groups(span, size, w.shape[-1]), jnp.zeros_like(w)
-    fixed, weights = lax.stop_gradient(w), lax.stop_gradient(costs)[None, :]
-    quantizer = checkpoint_name(fit_affine(fixed, bits, group_size=group_size, clip=True, weights=weights), RANGES)
-    assert quantizer.zero_point is not None
-    step, zero = (spread_groups(x, size, w.shape[-1]) for x in (_follow(quantizer.scale, span), quantizer.zero_point))
+    step, zero = (spread_groups(x, size, w.shape[-1]) for x in (ranges.share * span, ranges.zero))
     zero = zero.astype(jnp.float32)
     below, above = -zero * step - w, (2**bits - 1 - zero) * step - w
     missed = jnp.where(below > step / 2, below, jnp.where(above < -step / 2, above, 0.0))

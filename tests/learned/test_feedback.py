@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from occ_jax.learned import column_costs, passed_on, upper_root
+from occ_jax.learned import column_costs, passed_on, upper_factor
 from occ_jax.quantization.hessian import prepare_hessian
 
 N = 12
@@ -66,13 +66,23 @@ def test_later_columns_make_the_best_of_an_error(moment):
         row[j + 1 :] = -np.linalg.solve(h[j + 1 :, j + 1 :], h[j + 1 :, j])
         rows.append(row)
     error = np.random.default_rng(3).standard_normal((5, N))
-    passed = passed_on(jnp.asarray(error, jnp.float32), upper_root(jnp.asarray(moment)))
+    passed = passed_on(jnp.asarray(error, jnp.float32), upper_factor(jnp.asarray(moment)))
     np.testing.assert_allclose(passed, error @ np.array(rows), rtol=2e-3, atol=2e-3)
     cost = np.einsum("ij,jk,ik->i", passed, h, passed)
     np.testing.assert_allclose(cost, np.square(error) @ column_costs(jnp.asarray(moment)), rtol=1e-3)
 
 
+@pytest.mark.parametrize("n", [1, 7, 128, 129, 300])
+def test_the_factor_is_that_of_the_quantizer(n):
+    """At sizes that are halved once, twice and never."""
+    x = np.random.default_rng(n).standard_normal((4 * n, n)).astype(np.float32)
+    moment = x.T @ x / len(x)
+    np.testing.assert_allclose(
+        upper_factor(jnp.asarray(moment)), prepare_hessian(moment, damping=0.0).upper, rtol=1e-3, atol=2e-5
+    )
+
+
 def test_what_later_columns_do_has_no_gradient(moment):
     error = jnp.ones((2, N))
-    gradient = jax.grad(lambda h: jnp.square(passed_on(error, upper_root(h))).sum())(jnp.asarray(moment))
+    gradient = jax.grad(lambda h: jnp.square(passed_on(error, upper_factor(h))).sum())(jnp.asarray(moment))
     np.testing.assert_array_equal(gradient, 0)

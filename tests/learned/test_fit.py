@@ -85,6 +85,69 @@ def test_goes_on_after_an_interruption_as_if_there_had_been_none(tmp_path):
         fit(cayley(N), noisy_loss, **settings, state_path=path)
 
 
+def centred(t, x):
+    """What follows the parameters: here the mean that the moved data had."""
+    return x, t.forward(x).mean(0)
+
+
+def centred_loss(t, seen, step):
+    x, mean = seen
+    return RateDistortion(noisy_loss(t, x, step).bits, jnp.square(t.forward(x).mean(0) - 2 * mean).sum())
+
+
+def test_what_is_refreshed_stays_between_two_calls(tmp_path):
+    """Refreshed in every step it is what the loss could make itself; else it is that of the last refresh."""
+    settings = {"key": KEY, "steps": 7, "data": X}
+    itself = fit(cayley(N), lambda t, x, step: centred_loss(t, jax.lax.stop_gradient(centred(t, x)), step), **settings)
+    always = fit(cayley(N), centred_loss, **settings, refresh=centred, chunk=3)
+    for a, b in zip(leaves(always), leaves(itself), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    found = []
+
+    def noted(t, x):
+        jax.debug.callback(lambda: found.append(1))
+        return centred(t, x)
+
+    path = tmp_path / "state"
+    whole = fit(cayley(N), centred_loss, **settings, refresh=noted, refresh_every=3)
+    jax.effects_barrier()
+    assert len(found) == 3, "before steps 0, 3 and 6"
+    assert (leaves(whole)[0] != leaves(always)[0]).any()
+
+    def stop(done, log):
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(
+            cayley(N),
+            centred_loss,
+            **settings,
+            refresh=centred,
+            refresh_every=3,
+            state_path=path,
+            on_chunk=stop,
+            chunk=1,
+        )
+    visits = []
+    resumed = fit(
+        cayley(N), centred_loss, **settings, refresh=centred, refresh_every=3, state_path=path,
+        on_chunk=lambda done, _: visits.append(done),
+    )  # fmt: skip
+    assert visits == [6, 7], "from where the last refresh was, step 3"
+    for a, b in zip(leaves(resumed), leaves(whole), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_stacked_layers_are_refreshed_as_if_alone(stack):
+    ts, xs = stack
+    options = {"steps": 4, "refresh": centred, "refresh_every": 2}
+    together = fit(ts, centred_loss, key=KEY, data=xs, stacked=True, **options)
+    keys = jax.random.split(KEY, 4)
+    alone = fit(jax.tree.map(lambda leaf: leaf[2], ts), centred_loss, key=keys[2], data=xs[2], **options)
+    np.testing.assert_allclose(together.params.generator[2], alone.params.generator, atol=1e-6)
+
+
 def test_a_loss_that_is_not_finite_stops_the_fit_and_keeps_the_state_before(tmp_path):
     def diverges(t, x, step):
         point = noisy_loss(t, x, step)

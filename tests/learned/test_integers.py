@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from occ_jax.learned import affine_reconstruction, column_costs, fed_back_error, fed_back_reconstruction, upper_root
+from occ_jax.learned import (
+    affine_reconstruction,
+    column_costs,
+    fed_back_error,
+    fed_back_reconstruction,
+    find_ranges,
+    upper_factor,
+)
 from occ_jax.quantization import fit_affine, prepare_hessian
 from occ_jax.quantization.integer_feedback import quantize_integers
 
@@ -73,15 +80,16 @@ def test_draws_cost_what_is_expected(clip):
     x = rng.standard_normal((512, 64)) @ (np.eye(64) + 0.1 * rng.standard_normal((64, 64)))
     hessian = jnp.asarray(x.T @ x / len(x), jnp.float32)
     w = jnp.asarray(rng.standard_normal((32, 64)), jnp.float32)
-    root, options = upper_root(hessian), {"group_size": 32, "clip": clip}
+    upper, costs_of_columns = upper_factor(hessian), column_costs(hessian)
+    ranges = find_ranges(w, costs_of_columns, 2, group_size=32) if clip else None
 
     @jax.vmap
     def cost(key):
-        error = fed_back_reconstruction(w, root, 2, key=key, **options) - w
+        error = fed_back_reconstruction(w, upper, 2, key=key, group_size=32, ranges=ranges) - w
         return jnp.einsum("ij,jk,ik->i", error, hessian, error)
 
     costs = cost(jax.random.split(jax.random.key(0), 400))
-    expected = fed_back_error(w, column_costs(hessian), 2, **options)
+    expected = fed_back_error(w, costs_of_columns, 2, group_size=32, clip=clip)
     # The square of an index beyond the range is the same in every draw; all else has an error bar.
     assert float(jnp.abs((costs.mean(0) - expected) / (costs.std(0) / 20)).max()) < 4.5
 
@@ -98,10 +106,25 @@ def test_a_draw_follows_the_ranges():
     np.testing.assert_allclose(gradient, [[0, 0, 0, 2 * value / 6]], rtol=1e-4, atol=1e-5)
 
 
+def _drawn(w, clip):
+    costs = jnp.ones(w.shape[1])
+    ranges = find_ranges(jax.lax.stop_gradient(w), costs, 2, group_size=8) if clip else None
+    key = jax.random.key(0)
+    return fed_back_reconstruction(w, jnp.eye(w.shape[1]), 2, key=key, group_size=8, ranges=ranges)
+
+
+def test_ranges_that_were_found_follow_the_coefficients():
+    """A part of the range, not a number: where all coefficients grow, so do their steps, and their errors."""
+    ranges = find_ranges(T, jnp.ones(T.shape[1]), 2, group_size=8)
+    assert float(ranges.share.min()) < 0.9
+    draw = partial(fed_back_reconstruction, bits=2, key=jax.random.key(0), group_size=8, ranges=ranges)
+    upper = jnp.eye(T.shape[1])
+    np.testing.assert_allclose(draw(3 * T, upper), 3 * draw(T, upper), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("clip", [False, True])
 def test_gradients_lower_to_every_platform(clip, lowers_everywhere):
     lowers_everywhere(jax.grad(lambda t: affine_reconstruction(t, 3, group_size=8, clip=clip).sum()), T)
     costs = jnp.ones(T.shape[1])
     lowers_everywhere(jax.grad(lambda t: fed_back_error(t, costs, 2, group_size=8, clip=clip).sum()), T)
-    draw = partial(fed_back_reconstruction, bits=2, key=jax.random.key(0), group_size=8, clip=clip)
-    lowers_everywhere(jax.grad(lambda t: draw(t, jnp.eye(T.shape[1])).sum()), T)
+    lowers_everywhere(jax.grad(lambda t: _drawn(t, clip).sum()), T)
