@@ -170,7 +170,7 @@ class Integers:
     def reconstruct(
         self,
         w: Float[Array, "d_out d_in"],
-        upper: Float[Array, "d_in d_in"] | None,
+        passed_on: Float[Array, "d_in d_in"] | None,
         key: Key[Array, ""],
         ranges: Ranges | None = None,
     ) -> Float[Array, "d_out d_in"]:
@@ -178,19 +178,19 @@ class Integers:
 
         Args:
             w: the matrix.
-            upper: with feedback, the :func:`~occ_jax.learned.upper_factor` of its inputs' second moment.
+            passed_on: with feedback, the :func:`~occ_jax.learned.regressions` of its inputs.
             key: source of the draw.
             ranges: with feedback and ``clip``, what :meth:`search` finds.
         """
         if not self.feedback:
             return affine_reconstruction(w, self.bits, group_size=self.group_size, clip=self.clip)
-        assert upper is not None
+        assert passed_on is not None
         assert (ranges is not None) == self.clip
-        return fed_back_reconstruction(w, upper, self.bits, key=key, group_size=self.group_size, ranges=ranges)
+        return fed_back_reconstruction(w, passed_on, self.bits, key=key, group_size=self.group_size, ranges=ranges)
 
-    def search(self, w: Float[Array, "d_out d_in"], upper: Float[Array, "d_in d_in"]) -> Ranges:
-        """The ranges of a matrix with feedback and ``clip``; arguments as those of :meth:`reconstruct`."""
-        return find_ranges(w, 1 / jnp.square(jnp.diagonal(upper)), self.bits, group_size=self.group_size)
+    def search(self, w: Float[Array, "d_out d_in"], costs: Float[Array, " d_in"]) -> Ranges:
+        """The ranges of a matrix with ``clip``, by what an error in each column costs."""
+        return find_ranges(w, costs, self.bits, group_size=self.group_size)
 
     def point(
         self, w: Float[Array, "d_out d_in"], rows: Float[Array, " d_out"], inputs: Inputs, key: Key[Array, ""]

@@ -5,9 +5,11 @@ With feedback and :math:`H^{-1} = U^\top U` the error of a row is :math:`e = d \
 entropy coding they are :math:`c\, U_{jj} / \sqrt{g_i}`, so that :math:`e = \frac{c}{\sqrt{g_i}}\, n U` with white
 noise :math:`n`: it costs the same in every direction of the inputs, in whatever basis, and :math:`U` need not be moved.
 
-What integers need to know of their coordinates, the moved :math:`U` and the best ranges of the groups, is dearer than
+What integers need to know of their coordinates, what later columns do and the best ranges of the groups, is dearer than
 all else. It has no gradient (both are optima of what is minimised) and changes slowly: :func:`make_errors` makes it
-once for several steps.
+once for several steps. What later columns do is kept in original coordinates and moved with the weights in every step.
+It is then a little off the best in the new columns, and costs exactly what was expected; had it stayed behind while the
+inputs turn, it would no longer avoid the few directions in which they are loud.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,9 +21,10 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from occ_jax._pytree import pytree_dataclass
-from occ_jax.learned import Ranges, upper_factor
+from occ_jax.learned import Ranges, regressions
 from occ_jax.quantization import prepare_hessian
 from occ_jax.quantization.base import uniform_noise
+from occ_jax.transforms import dual
 
 from ..calibration import conjugate, moved_diagonal, space_of
 from ..calibration.moments import positive
@@ -39,12 +42,12 @@ class Errors:
     """What the errors of quantization are made of, stacked over layers.
 
     Attributes:
-        factors: :math:`U` of each kind of input: in original coordinates under entropy coding, in those of the matrices
-            for integers with feedback, none for others.
+        shapes: of errors, for each kind of input, their rows in original coordinates: :math:`U` under entropy coding,
+            what later columns do for integers with feedback, none for others.
         ranges: of integers with feedback and clipped ranges, by kind of matrix.
     """
 
-    factors: dict[str, Float[Array, "*layers d d"]]
+    shapes: dict[str, Float[Array, "*layers d d"]]
     ranges: dict[str, Ranges]
 
 
@@ -94,13 +97,15 @@ def make_errors(
 
     def one_block(item: tuple[Any, Any, Any]) -> Errors:
         layer, weights, hessians = item
-        place = coordinates(layer)
-        spaces = {tap: space_of(config, hessian_name(0, tap), place) for tap in hessians}
-        uppers = {tap: upper_factor(conjugate(spaces[tap], hessian)) for tap, hessian in hessians.items()}
+        place, shapes, costs = coordinates(layer), {}, {}
+        for tap, hessian in hessians.items():
+            space = space_of(config, hessian_name(0, tap), place)
+            rows, costs[tap] = regressions(conjugate(space, hessian))
+            shapes[tap] = dual(space).inverse(rows)
         if not objective.clip:
-            return Errors(uppers, {})
+            return Errors(shapes, {})
         moved = {kind: _coefficients(config, place, kind, w) for kind, w in weights.items()}
-        return Errors(uppers, {kind: objective.search(w, uppers[INPUT_OF[kind]]) for kind, w in moved.items()})
+        return Errors(shapes, {kind: objective.search(w, costs[INPUT_OF[kind]]) for kind, w in moved.items()})
 
     weights = {kind: matrix.weight for kind, matrix in matrices.items()}
     return jax.lax.stop_gradient(jax.lax.map(one_block, (blocks, weights, dict(factors))))
@@ -134,7 +139,7 @@ def quantized_blocks(
         return _moved_block(config, objective, coordinates(layer), parts, biases, jax.random.fold_in(key, number))
 
     parts = {
-        kind: (m.weight, m.fisher, errors.factors.get(INPUT_OF[kind]), errors.ranges.get(kind))
+        kind: (m.weight, m.fisher, errors.shapes.get(INPUT_OF[kind]), errors.ranges.get(kind))
         for kind, m in matrices.items()
     }
     # To move a matrix is dear: what products make is kept for the way back, and all else is made again.
@@ -173,20 +178,22 @@ def _quantized(
     kind: str,
     w: Float[Array, "d_out d_in"],
     fisher: Array,
-    factor: Float[Array, "d_in d_in"] | None,
+    shape: Float[Array, "d_in d_in"] | None,
     ranges: Ranges | None,
     key: Key[Array, ""],
 ) -> Float[Array, "d_out d_in"]:
-    name = linear_name(0, kind)
+    name, tap = linear_name(0, kind), INPUT_OF[kind]
     if isinstance(objective, Integers):
-        made = objective.reconstruct(_coefficients(config, coordinates, kind, w), factor, key, ranges)
-        return coordinates.stored_of(0, INPUT_OF[kind]).inverse(made)
-    assert factor is not None
+        space = dual(space_of(config, hessian_name(0, tap), coordinates))
+        passed_on = None if shape is None else jax.lax.stop_gradient(space.forward(shape))
+        made = objective.reconstruct(_coefficients(config, coordinates, kind, w), passed_on, key, ranges)
+        return coordinates.stored_of(0, tap).inverse(made)
+    assert shape is not None
     moved = moved_weight(config, name, coordinates, w)
     rows = positive(moved_diagonal(space_of(config, fisher_name(name), coordinates), fisher))
     noise = uniform_noise(jnp.zeros_like(w), key=key)
     columns, _ = moves(config, name, coordinates)
-    shaped = columns.forward(jnp.matmul(noise, factor, precision="highest"))
+    shaped = columns.forward(jnp.matmul(noise, shape, precision="highest"))
     return moved + shaped * (objective.step / jnp.sqrt(rows))[:, None]
 
 

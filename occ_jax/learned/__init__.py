@@ -1,7 +1,7 @@
 """Learned coordinates: parametrised transforms, differentiable rates, and their training (which needs optax)."""
 
 from occ_jax.learned.control import gaussian_control
-from occ_jax.learned.feedback import column_costs, passed_on, upper_factor
+from occ_jax.learned.feedback import column_costs, regressions
 from occ_jax.learned.fit import FitLog, Fitted, LossFn, Step, fit
 from occ_jax.learned.integers import (
     Ranges,
@@ -60,11 +60,10 @@ __all__ = [
     "materialize",
     "newton_schulz",
     "orthogonality_error",
-    "passed_on",
+    "regressions",
     "relax",
     "save_transforms",
     "scale_field",
     "scale_field_bits",
-    "upper_factor",
     "water_filled",
 ]

@@ -19,7 +19,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.lax.linalg import triangular_solve
 from jaxtyping import Array, Float, Key
 
@@ -50,18 +49,6 @@ def _upper_root(hessian: Float[Array, "d d"]) -> Float[Array, "d d"]:
     return jnp.linalg.cholesky(hessian[::-1, ::-1])[::-1, ::-1]
 
 
-def upper_factor(hessian: Float[Array, "d d"]) -> Float[Array, "d d"]:
-    r"""Upper triangular :math:`U` with :math:`H^{-1} = U^\top U`.
-
-    Example:
-        >>> u = upper_factor(jnp.asarray([[4.0, 1.0], [1.0, 1.0]]))
-        >>> print(u.T @ u @ jnp.asarray([[4.0, 1.0], [1.0, 1.0]]).round(3))
-        [[1. 0.]
-         [0. 1.]]
-    """
-    return _inverse(_upper_root(hessian))
-
-
 def _inverse(root: Float[Array, "d d"]) -> Float[Array, "d d"]:
     """Inverse of an upper triangle, by halves: most of the work is products."""
     n = root.shape[0]
@@ -73,27 +60,24 @@ def _inverse(root: Float[Array, "d d"]) -> Float[Array, "d d"]:
     return jnp.concatenate([jnp.concatenate([first, beside], 1), jnp.pad(last, ((0, 0), (n // 2, 0)))])
 
 
-def passed_on(error: Float[Array, "rows d"], upper: Float[Array, "d d"]) -> Float[Array, "rows d"]:
-    r"""Error of whole rows once later columns have made up for the error of every column.
-
-    .. math::
-
-        e = d \, \operatorname{diag}(U)^{-1} U, \qquad e H e^\top = \sum_j d_j^2 / U_{jj}^2
-
-    What later columns do is best for :math:`H`, so that a small change of it changes the cost to second order only: by
-    the envelope theorem no gradient goes into ``upper``.
+def regressions(hessian: Float[Array, "d d"]) -> tuple[Float[Array, "d d"], Float[Array, " d"]]:
+    r"""What later columns do about an error, :math:`\operatorname{diag}(U)^{-1} U`, and what it costs then.
 
     Args:
-        error: :math:`d`, what each column misses of its value with feedback.
-        upper: :math:`U`, by :func:`upper_factor`.
+        hessian: :math:`H`, symmetric and positive definite.
+
+    Returns:
+        The regressions, one row for each column that errs, and the costs :math:`1 / U_{jj}^2`.
 
     Example:
-        >>> upper = upper_factor(jnp.asarray([[4.0, 1.0], [1.0, 1.0]]))
-        >>> print(passed_on(jnp.asarray([[2.0, 0.0]]), upper).round(3))  # the second column regresses on the first
-        [[ 2. -2.]]
+        >>> rows, costs = regressions(jnp.asarray([[4.0, 1.0], [1.0, 1.0]]))
+        >>> print(rows, costs)  # the second column regresses on the first
+        [[ 1. -1.]
+         [ 0.  1.]] [3. 1.]
     """
-    upper = lax.stop_gradient(upper)
-    return jnp.matmul(error / jnp.diagonal(upper)[None, :], upper, precision="highest")
+    root = _upper_root(hessian)
+    diagonal = jnp.diagonal(root)
+    return diagonal[:, None] * _inverse(root), jnp.square(diagonal)
 
 
 def _forward(hessian: Array, key: Array | None, share: float) -> tuple[Array, tuple[Array, Array | None]]:

@@ -16,7 +16,6 @@ from jax import lax, random
 from jaxtyping import Array, Float, Int32, Key
 
 from occ_jax._pytree import pytree_dataclass
-from occ_jax.learned.feedback import passed_on
 from occ_jax.quantization.affine import fit_affine, group_ranges, spread_groups
 
 _NOISE_BITS = 8
@@ -151,7 +150,7 @@ def find_ranges(
 
 def fed_back_reconstruction(
     w: Float[Array, "rows columns"],
-    upper: Float[Array, "columns columns"],
+    passed_on: Float[Array, "columns columns"],
     bits: int,
     *,
     key: Key[Array, ""],
@@ -160,13 +159,19 @@ def fed_back_reconstruction(
 ) -> Float[Array, "rows columns"]:
     r"""What asymmetric integers with feedback (GPTQ) may make of coefficients: a draw of the errors that are expected.
 
-    The errors of :func:`fed_back_error`, uniform within the range, and what later columns make of them
-    (:func:`~occ_jax.learned.passed_on`). Their expected cost in the second moment :math:`H`, :math:`H^{-1} = U^\top U`,
-    is the sum of that function, and their gradient goes into the steps and distances, not into the draw.
+    The errors :math:`d` of :func:`fed_back_error`, uniform within the range, and what later columns make of them,
+
+    .. math::
+
+        e = d \, \operatorname{diag}(U)^{-1} U, \qquad e H e^\top = \sum_j d_j^2 / U_{jj}^2, \qquad H^{-1} = U^\top U .
+
+    Their expected cost is the sum of that function, and their gradient goes into the steps and distances, not into the
+    draw. What later columns do is best for :math:`H`, so that a small change of it changes the cost to second order
+    only: by the envelope theorem no gradient goes into ``passed_on``.
 
     Args:
         w: coefficients before any feedback.
-        upper: :math:`U`, by :func:`~occ_jax.learned.upper_factor`.
+        passed_on: :math:`\operatorname{diag}(U)^{-1} U`, by :func:`~occ_jax.learned.regressions`.
         bits: width of an index.
         key: source of the noise.
         group_size: coefficients that share a scale.
@@ -182,7 +187,8 @@ def fed_back_reconstruction(
     step, missed = _steps(y, bits, group_size, ranges)
     drawn = random.bits(key, y.shape, jnp.uint8).astype(jnp.float32)
     noise = (drawn + 0.5) / 2**_NOISE_BITS - 0.5
-    return (y + passed_on(jnp.where(missed == 0, noise * step, missed), upper)).astype(w.dtype)
+    error = jnp.where(missed == 0, noise * step, missed)
+    return (y + jnp.matmul(error, lax.stop_gradient(passed_on), precision="highest")).astype(w.dtype)
 
 
 def _steps(

@@ -9,11 +9,10 @@ import pytest
 
 from occ_jax.learned import (
     affine_reconstruction,
-    column_costs,
     fed_back_error,
     fed_back_reconstruction,
     find_ranges,
-    upper_factor,
+    regressions,
 )
 from occ_jax.quantization import fit_affine, prepare_hessian
 from occ_jax.quantization.integer_feedback import quantize_integers
@@ -80,12 +79,12 @@ def test_draws_cost_what_is_expected(clip):
     x = rng.standard_normal((512, 64)) @ (np.eye(64) + 0.1 * rng.standard_normal((64, 64)))
     hessian = jnp.asarray(x.T @ x / len(x), jnp.float32)
     w = jnp.asarray(rng.standard_normal((32, 64)), jnp.float32)
-    upper, costs_of_columns = upper_factor(hessian), column_costs(hessian)
+    passed_on, costs_of_columns = regressions(hessian)
     ranges = find_ranges(w, costs_of_columns, 2, group_size=32) if clip else None
 
     @jax.vmap
     def cost(key):
-        error = fed_back_reconstruction(w, upper, 2, key=key, group_size=32, ranges=ranges) - w
+        error = fed_back_reconstruction(w, passed_on, 2, key=key, group_size=32, ranges=ranges) - w
         return jnp.einsum("ij,jk,ik->i", error, hessian, error)
 
     costs = cost(jax.random.split(jax.random.key(0), 400))
@@ -118,8 +117,15 @@ def test_ranges_that_were_found_follow_the_coefficients():
     ranges = find_ranges(T, jnp.ones(T.shape[1]), 2, group_size=8)
     assert float(ranges.share.min()) < 0.9
     draw = partial(fed_back_reconstruction, bits=2, key=jax.random.key(0), group_size=8, ranges=ranges)
-    upper = jnp.eye(T.shape[1])
-    np.testing.assert_allclose(draw(3 * T, upper), 3 * draw(T, upper), rtol=1e-5, atol=1e-5)
+    alone = jnp.eye(T.shape[1])
+    np.testing.assert_allclose(draw(3 * T, alone), 3 * draw(T, alone), rtol=1e-5, atol=1e-5)
+
+
+def test_what_later_columns_do_has_no_gradient():
+    def made(passed_on):
+        return fed_back_reconstruction(T, passed_on, 2, key=jax.random.key(0), group_size=8).sum()
+
+    np.testing.assert_array_equal(jax.grad(made)(jnp.eye(T.shape[1])), 0)
 
 
 @pytest.mark.parametrize("clip", [False, True])
