@@ -98,14 +98,11 @@ class EndToEnd:
     def measure(self, coordinates: Coordinates, *, windows: int = 4) -> float:
         """Divergence of the moved and quantized network on the first windows, nats per token."""
         shared, stack = stacked(self._model.config, coordinates)
-        key = jax.random.key(self._settings.seed)
-        found = [
-            _measured(
-                self._model.graphdef, self.objective, shared, stack, self._network, tokens, hidden,
-                jax.random.fold_in(key, i), self._model.config,
-            )
-            for i, (tokens, hidden) in enumerate(zip(self._lessons.tokens[:windows], self._lessons.hidden[:windows]))
-        ]  # fmt: skip
+        keys = jax.random.split(jax.random.key(self._settings.seed), windows)[: len(self._lessons.tokens)]
+        seen = self._lessons.tokens[:windows], self._lessons.hidden[:windows]
+        found = _measured(
+            self._model.graphdef, self.objective, shared, stack, self._network, *seen, keys, self._model.config
+        )
         return float(np.mean(found))
 
     def train(self, *, key: Key[Array, ""], state: Path | None = None, on_chunk: OnChunk | None = None) -> Learned:
@@ -237,10 +234,14 @@ def _measured(
     shared: Coordinates,
     stack: BlockCoordinates,
     network: Folded,
-    tokens: Int[Array, " length"],
-    hidden: Float[Array, "length width"],
-    key: Key[Array, ""],
+    tokens: Int[Array, "windows length"],
+    hidden: Float[Array, "windows length width"],
+    keys: Key[Array, " windows"],
     config: ModelConfig,
-) -> Float[Array, ""]:
+) -> Float[Array, " windows"]:
     errors = errors_of(config, objective, shared, None, stack, network)
-    return divergence(config, graphdef, objective, shared, None, stack, network, errors, tokens, hidden, key)
+
+    def of_window(window: tuple[Array, Array, Array]) -> Array:
+        return divergence(config, graphdef, objective, shared, None, stack, network, errors, *window)
+
+    return jax.lax.map(of_window, (tokens, hidden, keys))

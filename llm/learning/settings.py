@@ -48,7 +48,7 @@ class LearnSettings:
     init: InitName = "identity"
     """Coordinates in which training begins; `learned` ones are read from --transforms, and go on being trained."""
     steps: int | None = None
-    """Steps of Adam; 200 layer by layer, 100 end to end, where each takes longer."""
+    """Steps of Adam; 200 layer by layer, 80 end to end, where each takes longer."""
     learning_rate: float = 0.003
     """At the beginning; falls to zero along a cosine."""
     window: int = 512
@@ -103,7 +103,7 @@ class LearnSettings:
     @property
     def num_steps(self) -> int:
         """Steps of Adam."""
-        return (100 if self.end_to_end else 200) if self.steps is None else self.steps
+        return (80 if self.end_to_end else 200) if self.steps is None else self.steps
 
     @property
     def is_integer(self) -> bool:
