@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int32, Key
 
 from occ_jax._pytree import pytree_dataclass
@@ -28,6 +28,7 @@ from occ_jax.learned.labels import FROZEN, default_labels
 from occ_jax.learned.losses import RateDistortion
 from occ_jax.learned.orthogonal import orthogonality_error
 from occ_jax.learned.progress import fingerprint, read_state, write_state
+from occ_jax.learned.sharing import place, place_data, sharing_mesh
 
 try:
     import optax
@@ -166,15 +167,11 @@ def fit(
         done, (state, log) = read_state(state_path, (state, log), identity)
 
     one_step = _make_step(split.merge, loss_fn, transformation, lmbda, temperature)
-    mesh = _mesh(devices, data, layers)
+    mesh = sharing_mesh(devices, data, layers)
     run = _make_run(_of_all_layers(one_step, stacked), mesh if stacked else None)
     refreshed = _make_refresh(split.merge, refresh, stacked)
-    state, frozen, data = (
-        _place(mesh, state, stacked),
-        _place(mesh, frozen, stacked),
-        _place_data(mesh, data, stacked),
-    )
-    keys, seen = _place(mesh, keys, stacked), None
+    state, frozen, keys = (place(mesh, tree, stacked) for tree in (state, frozen, keys))
+    data, seen = place_data(mesh, data, stacked), None
     while done < steps:
         if seen is None or (refresh is not None and done % refresh_every == 0):
             seen = refreshed(state[0], frozen, data)
@@ -301,24 +298,3 @@ def _make_run(step: Callable, mesh: Mesh | None) -> Callable:
         return scan(state, frozen, data, keys, start)
 
     return jax.jit(run, static_argnames="length")
-
-
-def _mesh(devices: Sequence[Any] | None, data: Any, layers: int | None) -> Mesh | None:
-    """As many of the devices as divide what they share; None for one."""
-    lengths = [layers] if layers is not None else [x.shape[0] for x in jax.tree.leaves(data) if jnp.ndim(x)]
-    count = max((k for k in range(1, len(devices or ()) + 1) if any(n % k == 0 for n in lengths)), default=1)
-    return None if devices is None or count == 1 else Mesh(np.array(devices[:count]), ("devices",))
-
-
-def _place(mesh: Mesh | None, tree: Any, stacked: bool) -> Any:
-    if mesh is None:
-        return jax.tree.map(jnp.asarray, tree)
-    spec = PartitionSpec("devices") if stacked else PartitionSpec()
-    return jax.device_put(tree, NamedSharding(mesh, spec))
-
-
-def _place_data(mesh: Mesh | None, data: Any, stacked: bool) -> Any:
-    if mesh is None or stacked:
-        return _place(mesh, data, stacked)
-    count = mesh.devices.size
-    return jax.tree.map(lambda x: _place(mesh, x, jnp.ndim(x) > 0 and x.shape[0] % count == 0), data)
