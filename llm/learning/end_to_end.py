@@ -32,7 +32,7 @@ from .layerwise import network_points, overall, stacked
 from .losses import Coded, Integers, Objective
 from .placements import Parameters, shared_and_blocks, with_block
 from .problem import Problem
-from .quantized import Errors, error_factors, make_errors, quantized_blocks
+from .quantized import Errors, error_factors, follows_coordinates, make_errors, quantized_blocks
 from .settings import LearnSettings
 from .train import Learned, OnChunk, train
 
@@ -98,8 +98,8 @@ class EndToEnd:
     def measure(self, coordinates: Coordinates, *, windows: int = 4) -> float:
         """Divergence of the moved and quantized network on the first windows, nats per token."""
         shared, stack = stacked(self._model.config, coordinates)
-        keys = jax.random.split(jax.random.key(self._settings.seed), windows)[: len(self._lessons.tokens)]
         seen = self._lessons.tokens[:windows], self._lessons.hidden[:windows]
+        keys = jax.random.split(jax.random.key(self._settings.seed), len(seen[0]))
         found = _measured(
             self._model.graphdef, self.objective, shared, stack, self._network, *seen, keys, self._model.config
         )
@@ -142,7 +142,7 @@ class EndToEnd:
         data = (self.objective, self._network, self._lessons)
         return train(
             config, start, self._settings, loss, data, lmbda=lmbda, key=key, state=state, on_chunk=on_chunk,
-            refresh=refresh,
+            refresh=refresh, refresh_every=self._settings.refresh if follows_coordinates(self.objective) else 1,
         )  # fmt: skip
 
 

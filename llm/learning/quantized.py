@@ -13,7 +13,7 @@ inputs turn, it would no longer avoid the few directions in which they are loud.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +74,11 @@ def error_factors(problem: Problem, objective: Objective) -> dict[str, Float[Arr
     return factors
 
 
+def follows_coordinates(objective: Objective) -> TypeGuard[Integers]:
+    """Whether errors are made of something else in other coordinates."""
+    return isinstance(objective, Integers) and objective.feedback
+
+
 def make_errors(
     config: ModelConfig,
     objective: Objective,
@@ -92,7 +97,7 @@ def make_errors(
         matrices: by kind, stacked.
         factors: by :func:`error_factors`.
     """
-    if not (isinstance(objective, Integers) and objective.feedback):
+    if not follows_coordinates(objective):
         return Errors(dict(factors), {})
 
     def one_block(item: tuple[Any, Any, Any]) -> Errors:

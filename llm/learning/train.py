@@ -62,6 +62,7 @@ def train(
     state: Path | None = None,
     on_chunk: OnChunk | None = None,
     refresh: Callable[[Parameters, Any], Any] | None = None,
+    refresh_every: int = 1,
 ) -> Learned:
     """Train every placement together.
 
@@ -75,11 +76,12 @@ def train(
         key: of the noise.
         state: where to keep an unfinished training.
         on_chunk: told about the progress.
-        refresh: of parameters and ``data``, what the loss reads for ``settings.refresh`` steps.
+        refresh: of parameters and ``data``, what the loss reads.
+        refresh_every: for so many steps.
     """
     schedule = optax.cosine_decay_schedule(settings.learning_rate, settings.num_steps)
     coldest = 1.0 if settings.temperature is None else settings.temperature
-    visits = [(0, time.perf_counter())]
+    visits: list[tuple[int, float]] = []
 
     def visited(done: int, log: FitLog) -> None:
         visits.append((done, time.perf_counter()))
@@ -100,13 +102,16 @@ def train(
         state_path=state,
         on_chunk=visited,
         refresh=refresh,
-        refresh_every=settings.refresh,
+        refresh_every=refresh_every,
     )
     jax.block_until_ready(fitted.params)
-    first, last = visits[min(1, len(visits) - 1)], visits[-1]
+    seconds_per_step = None
+    if len(visits) > 1:
+        (first, began), *_, (last, ended) = visits
+        seconds_per_step = (ended - began) / (last - first)
     return Learned(
         coordinates=as_stored(learned_coordinates(config, start, fitted.params)),
         parameters=fitted.params,
         log=fitted.log,
-        seconds_per_step=(last[1] - first[1]) / (last[0] - first[0]) if last[0] > first[0] else None,
+        seconds_per_step=seconds_per_step,
     )

@@ -172,10 +172,11 @@ def fit(
     refreshed = _make_refresh(split.merge, refresh, stacked)
     state, frozen, keys = (place(mesh, tree, stacked) for tree in (state, frozen, keys))
     data, seen = place_data(mesh, data, stacked), None
+    every = steps if refresh is None else refresh_every
     while done < steps:
-        if seen is None or (refresh is not None and done % refresh_every == 0):
+        if seen is None or done % every == 0:
             seen = refreshed(state[0], frozen, data)
-        until = steps if refresh is None else min(steps, done + refresh_every - done % refresh_every)
+        until = min(steps, done + every - done % every)
         length = min(chunk, until - done)
         state, new = run(state, frozen, seen, keys, jnp.asarray(done, jnp.int32), length=length)
         _check_finite(new, done)

@@ -143,9 +143,7 @@ def find_ranges(
     quantizer = fit_affine(w, bits, group_size=group_size, clip=True, weights=costs[None, :])
     lowest, highest, _ = group_ranges(w.astype(jnp.float32), group_size)
     assert quantizer.zero_point is not None
-    span = (highest - lowest) / (2**bits - 1)
-    scale = quantizer.scale.astype(jnp.float32)
-    return Ranges(jnp.where(span > 0, scale / jnp.where(span > 0, span, 1.0), 1.0), quantizer.zero_point)
+    return Ranges(_share(quantizer.scale, (highest - lowest) / (2**bits - 1)), quantizer.zero_point)
 
 
 def fed_back_reconstruction(
@@ -208,6 +206,10 @@ def _steps(
 
 def _follow(scale: Float[Array, "*groups"], span: Float[Array, "*groups"]) -> Float[Array, "*groups"]:
     """``scale`` in float32, with the gradient of the part of ``span`` that it is."""
-    scale = lax.stop_gradient(scale.astype(jnp.float32))
     fixed = lax.stop_gradient(span)
-    return scale + scale / jnp.where(fixed > 0, fixed, 1.0) * (span - fixed)
+    return lax.stop_gradient(scale.astype(jnp.float32)) + lax.stop_gradient(_share(scale, span)) * (span - fixed)
+
+
+def _share(scale: Float[Array, "*groups"], span: Float[Array, "*groups"]) -> Float[Array, "*groups"]:
+    """Scale of every group over the one that spans its range; that of zeros is 1."""
+    return scale.astype(jnp.float32) / jnp.where(span > 0, span, 1.0)

@@ -108,7 +108,7 @@ def test_what_is_refreshed_stays_between_two_calls(tmp_path):
         jax.debug.callback(lambda: found.append(1))
         return centred(t, x)
 
-    path = tmp_path / "state"
+    kept = settings | {"refresh": centred, "refresh_every": 3, "state_path": tmp_path / "state"}
     whole = fit(cayley(N), centred_loss, **settings, refresh=noted, refresh_every=3)
     jax.effects_barrier()
     assert len(found) == 3, "before steps 0, 3 and 6"
@@ -119,21 +119,9 @@ def test_what_is_refreshed_stays_between_two_calls(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit(
-            cayley(N),
-            centred_loss,
-            **settings,
-            refresh=centred,
-            refresh_every=3,
-            state_path=path,
-            on_chunk=stop,
-            chunk=1,
-        )
+        fit(cayley(N), centred_loss, **kept, on_chunk=stop, chunk=1)
     visits = []
-    resumed = fit(
-        cayley(N), centred_loss, **settings, refresh=centred, refresh_every=3, state_path=path,
-        on_chunk=lambda done, _: visits.append(done),
-    )  # fmt: skip
+    resumed = fit(cayley(N), centred_loss, **kept, on_chunk=lambda done, _: visits.append(done))
     assert visits == [6, 7], "from where the last refresh was, step 3"
     for a, b in zip(leaves(resumed), leaves(whole), strict=True):
         np.testing.assert_array_equal(a, b)
