@@ -70,10 +70,10 @@ def regressions(hessian: Float[Array, "d d"]) -> tuple[Float[Array, "d d"], Floa
         The regressions, one row for each column that errs, and the costs :math:`1 / U_{jj}^2`.
 
     Example:
-        >>> rows, costs = regressions(jnp.asarray([[4.0, 1.0], [1.0, 1.0]]))
+        >>> rows, costs = regressions(jnp.asarray([[5.0, 2.0], [2.0, 4.0]]))
         >>> print(rows, costs)  # the second column regresses on the first
-        [[ 1. -1.]
-         [ 0.  1.]] [3. 1.]
+        [[ 1.  -0.5]
+         [ 0.   1. ]] [4. 4.]
     """
     root = _upper_root(hessian)
     diagonal = jnp.diagonal(root)
