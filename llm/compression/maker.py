@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 import operator
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from ..roles import is_linear
 from ..scratch import scratch
 from .allocation import Allocation, allocate
 from .compressor import Compressor, encode_rest
+from .estimates import Estimates
 from .factors import Factors
 from .finishing import FinishSettings, Target, Tuned, cut_shorter, finish, predict
 from .model_files import open_model, write_model
@@ -30,8 +30,6 @@ from .sequential import Code, code_in_sequence
 from .settings import Settings
 from .sizes import Sizes, linear_bits
 from .staging import Staging
-
-_SAME_TABLES = 0.15  # octaves that a step may move before classes are chosen and tables estimated anew
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,7 +80,7 @@ class Maker:
         self._track = track
         self._near = near
         self._first: Allocation | None = None
-        self._estimates: list[Allocation] = []
+        self._estimates: Estimates | None = None
         self._last: tuple[float, dict[str, CodedTensor]] | None = None
         self._made: tuple[float, dict[str, CodedTensor]] | None = None
         self._growth = 0.0  # of the size, by finishing
@@ -185,17 +183,16 @@ class Maker:
         return dataclasses.replace(estimated, step=step, classes_at=estimated.step)
 
     def _estimated(self, step: float) -> Allocation:
-        """The last allocation whose tables serve at a step, or a new one."""
-        self._estimates = self._estimates or [self.first_allocation()]
-        for known in reversed(self._estimates):
-            if abs(math.log2(step / known.step)) < _SAME_TABLES:
-                return known
+        """The allocation whose tables serve at a step."""
+        if self._estimates is None:
+            self._estimates = Estimates(self.first_allocation(), self._estimate)
+        return self._estimates.at(step)
+
+    def _estimate(self, step: float) -> Allocation:
         compressor, states = self._compressor, self._settings.states
-        made = self._staging.allocation(
+        return self._staging.allocation(
             step.hex(), lambda: allocate(compressor.plans, compressor.probe, num_states=states, step=step)
         )
-        self._estimates.append(made)
-        return made
 
     def _in_pairs(self, code: Code) -> dict[str, CodedTensor]:
         groups = self._compressor.network.by_block()

@@ -27,6 +27,8 @@ _LEAST = 1e-12  # nats per token
 
 _LARGEST_MOVE = 4.0  # octaves of the step in one correction
 
+_STEEPEST = 4.0  # slopes between two files, as a multiple of the expected one or of its inverse: the rest is noise
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Goal:
@@ -116,8 +118,9 @@ def _next(known: list[tuple[float, float]], slope: float) -> float:
     at, miss = known[-1]
     if len(known) > 1:
         before, old_miss = known[-2]
-        if at != before and (miss - old_miss) / (at - before) * slope > 0:
-            slope = (miss - old_miss) / (at - before)
+        seen = (miss - old_miss) / (at - before) / slope if at != before else 0.0
+        if seen > 0:
+            slope *= max(1 / _STEEPEST, min(_STEEPEST, seen))
     move = max(-_LARGEST_MOVE, min(_LARGEST_MOVE, -miss / slope))
     guess = at + move
     below = [x for x, m in known if m * slope < 0]
