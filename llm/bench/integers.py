@@ -9,7 +9,6 @@ import numpy as np
 from occ_jax.codec import CodedTensor, encode_affine
 from occ_jax.quantization.hessian import DAMPING
 from occ_jax.quantization.integer_feedback import quantize_integers
-from occ_jax.transforms import Identity
 
 from ..calibration import Statistics
 from ..checkpoints import Checkpoint
@@ -17,7 +16,6 @@ from ..checkpoints.atomic import atomic_directory
 from ..compression import Sizes
 from ..compression.compressor import encode_integers, encode_rest
 from ..compression.factors import Factors
-from ..compression.input_bases import BASIS_BITS
 from ..compression.model_files import write_model
 from ..compression.network import Network, prepare_network
 from ..coordinates import CoordinateName
@@ -92,6 +90,4 @@ def _encode(
     factor = None if factors is None else factors.of(name, network.input_moment(name))
     devices = tuple(jax.devices())
     result = quantize_integers(w, factor, bits=bits, group_size=group_size, clip=clip, devices=devices)
-    written = network.written_transform(name)
-    right = None if isinstance(written, Identity) else written
-    return encode_affine(np.asarray(result.q), result.quantizer, right=right, matrix_bits=BASIS_BITS)
+    return encode_affine(np.asarray(result.q), result.quantizer, right=network.coded_transform(name))

@@ -23,7 +23,6 @@ from occ_jax.quantization.feedback import FeedbackResult, quantize_with_feedback
 from occ_jax.quantization.hessian import HessianFactor
 from occ_jax.quantization.output_feedback import OutputFactor
 from occ_jax.quantization.scales import CLASS_SHIFT, NUM_CLASSES
-from occ_jax.transforms import Identity
 
 from ..checkpoints.compressed import BASIS
 from ..folding import folded_gains
@@ -110,8 +109,8 @@ class Compressor:
         dialled = [name for name in names if name not in apart]
         factors = factors or self._factors
         lattices = [self._lattice(name, allocation, factors, fine_rows=fine_rows) for name in dialled]
-        packing = {"matrix_bits": BASIS_BITS, "lane_symbols": _LANE_SYMBOLS}
-        coded = dict(zip(dialled, encode_lattices(lattices, allocation.codebook, **packing), strict=True))
+        made = encode_lattices(lattices, allocation.codebook, lane_symbols=_LANE_SYMBOLS)
+        coded = dict(zip(dialled, made, strict=True))
         return coded | {name: encode_integers(self.network.weights[name], bits or 8) for name in apart}
 
     def _lattice(self, name: str, allocation: Allocation, factors: Factors, *, fine_rows: bool) -> Lattice:
@@ -125,9 +124,8 @@ class Compressor:
             # Rows wait for each other, so the devices share the matrices instead of the rows.
             with self._devices.lent() as device, jax.default_device(device):
                 q = self._quantize(factor, w, levels, allocation.tables, self._outputs.load(name)).q
-        transform = self.network.written_transform(name)
-        right = None if isinstance(transform, Identity) else transform
-        return Lattice(np.asarray(q), levels, right=right, offset=self.network.offset(name))
+        right, offset = self.network.coded_transform(name), self.network.offset(name)
+        return Lattice(np.asarray(q), levels, right=right, offset=offset)
 
     @property
     def num_linear_weights(self) -> int:

@@ -10,7 +10,7 @@ bits per weight.
 
 import numpy as np
 
-from occ_jax.codec import stored_transform
+from occ_jax.codec import CodedTransform, code_transform
 from occ_jax.transforms import Rotation, Transform, klt
 
 from ..calibration import Statistics
@@ -22,9 +22,9 @@ BASIS_BITS = 3
 
 
 class InputBases:
-    """KLTs of the inputs of all linear layers, made when asked for and kept (``8 d^2`` bytes for each input).
+    """KLTs of the inputs of all linear layers, made when asked for and kept (``5 d^2`` bytes for each input).
 
-    What is written is the exact basis, never the rounded one: rounding that again would give yet another matrix.
+    What is coded is the exact basis, never the rounded one: rounding that again would give yet another matrix.
 
     Args:
         statistics: of the folded network in original coordinates.
@@ -32,21 +32,22 @@ class InputBases:
 
     def __init__(self, statistics: Statistics):
         self._statistics = statistics
-        self._kept: dict[str, tuple[Transform, Transform]] = {}
+        self._kept: dict[str, tuple[CodedTransform, Transform]] = {}
 
-    def written(self, name: str) -> Transform:
-        """The exact basis, to be written at :data:`BASIS_BITS`."""
+    def coded(self, name: str) -> CodedTransform:
+        """The basis as every file stores it, at :data:`BASIS_BITS`."""
         return self._of(name)[0]
 
     def decoded(self, name: str) -> Transform:
         """The rounded basis that a decoder makes of it: the coordinates in which the matrix is quantized."""
         return self._of(name)[1]
 
-    def _of(self, name: str) -> tuple[Transform, Transform]:
+    def _of(self, name: str) -> tuple[CodedTransform, Transform]:
         layer = layer_of(name)
         assert layer is not None, name
         inputs = hessian_name(layer, INPUT_OF[kind_of(name)])
         if inputs not in self._kept:
             exact = Rotation(klt(np.asarray(self._statistics.hessian(name))).basis.T)
-            self._kept[inputs] = exact, stored_transform(exact, matrix_bits=BASIS_BITS)
+            coded = code_transform(exact, matrix_bits=BASIS_BITS)
+            self._kept[inputs] = coded, coded.decoded()
         return self._kept[inputs]

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from occ_jax._pytree import replace
-from occ_jax.codec import stored_offset, stored_transform, to_spec
+from occ_jax.codec import CodedTransform, code_transform, stored_offset, stored_transform
 from occ_jax.transforms import Identity, Transform
 
 from ..calibration import Statistics, rotate_statistics, sandwich
@@ -73,15 +73,17 @@ class Network:
             return self.input_bases.decoded(name)
         return _stored_of(self.coordinates, name)
 
-    def written_transform(self, name: str) -> Transform:
-        """What to write, at :data:`BASIS_BITS`, so that a decoder has :meth:`stored_transform`."""
+    def coded_transform(self, name: str) -> CodedTransform | None:
+        """What to write so that a decoder has :meth:`stored_transform`; nothing for the identity."""
         if self.input_bases is not None and is_linear(name):
-            return self.input_bases.written(name)
-        return _stored_of(self.written, name)
+            return self.input_bases.coded(name)
+        written = _stored_of(self.written, name)
+        return None if isinstance(written, Identity) else code_transform(written, matrix_bits=BASIS_BITS)
 
     def transform_bits(self, name: str) -> int:
         """Bits that a matrix's stored transform takes in the file."""
-        return written_bits(self.written_transform(name))
+        coded = self.coded_transform(name)
+        return 0 if coded is None else 8 * len(coded.data)
 
     def coefficients(self, name: str) -> Float[np.ndarray, "d_out d_in"]:
         """The matrix in the coordinates in which it is quantized, less its offset."""
@@ -175,7 +177,7 @@ def _stored_of(coordinates: Coordinates, name: str) -> Transform:
 
 def written_bits(written: Transform) -> int:
     """Bits that a transform takes in the file."""
-    return 8 * len(to_spec(written, matrix_bits=BASIS_BITS)[1])
+    return 8 * len(code_transform(written, matrix_bits=BASIS_BITS).data)
 
 
 def stored_bits(config: ModelConfig, coordinates: Coordinates) -> int:

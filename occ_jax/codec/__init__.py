@@ -15,15 +15,17 @@ from occ_jax.codec.lattice import Lattice, encode_lattice, encode_lattices, stor
 from occ_jax.codec.ledger import ledger, tensor_ledger
 from occ_jax.codec.levels import Levels
 from occ_jax.codec.raw import encode_raw
-from occ_jax.codec.spec import from_spec, stored_transform, to_spec
+from occ_jax.codec.spec import CodedTransform, code_transform, from_spec, stored_transform, to_spec
 from occ_jax.codec.tensor import CodedTensor
 
 __all__ = [
     "CodedTensor",
+    "CodedTransform",
     "Container",
     "FormatError",
     "Lattice",
     "Levels",
+    "code_transform",
     "decode_indices",
     "decode_tensor",
     "decode_tensors",

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from occ_jax.codec.errors import damaged, too_new
-from occ_jax.codec.spec import UnknownName, from_spec, leaves_axis, to_spec
+from occ_jax.codec.spec import CodedTransform, UnknownName, code_transform, from_spec, leaves_axis
 from occ_jax.entropy.varint import ByteReader
 from occ_jax.transforms import Transform
 
@@ -44,15 +44,21 @@ def undo_axes(
     return y if right is None else right.inverse(y)
 
 
-def write_axes(left: Transform | None, right: Transform | None, matrix_bits: int) -> tuple[dict[str, Any], bytes]:
+Axis = Transform | CodedTransform | None
+"""A transform along one axis of a matrix that is to be stored with it, coded already or not, or none."""
+
+
+def write_axes(left: Axis, right: Axis, matrix_bits: int) -> tuple[dict[str, Any], bytes]:
     """Entries ``left`` and ``right`` of a codec spec, and the side information of both, left first."""
     fields, data = {}, b""
     for side, transform in (("left", left), ("right", right)):
         if transform is not None:
-            fields[side], payload = to_spec(transform, matrix_bits=matrix_bits)
+            known = isinstance(transform, CodedTransform)
+            coded = transform if known else code_transform(transform, matrix_bits=matrix_bits)
+            fields[side] = coded.spec
             if leaves_axis(fields[side]):
                 raise ValueError(f"{side} acts along one axis of the matrix: it cannot hold along_axis")
-            data += payload
+            data += coded.data
     return fields, data
 
 

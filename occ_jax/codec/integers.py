@@ -6,12 +6,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int, Int32, Integer, UInt8
 
-from occ_jax.codec.axes import write_axes
+from occ_jax.codec.axes import Axis, write_axes
 from occ_jax.codec.errors import damaged
 from occ_jax.codec.spec import DEFAULT_MATRIX_BITS
 from occ_jax.codec.tensor import MAX_DIM, CodedTensor, check_size, integer_field, matrix_shape, shorten
 from occ_jax.quantization.affine import Affine
-from occ_jax.transforms import Transform
 
 SECTIONS = ("scales", "zero_points", "transforms", "indices")
 """Sections of this codec, in file order."""
@@ -47,8 +46,8 @@ def encode_affine(
     q: Int[np.ndarray, "..."],
     quantizer: Affine,
     *,
-    left: Transform | None = None,
-    right: Transform | None = None,
+    left: Axis = None,
+    right: Axis = None,
     matrix_bits: int = DEFAULT_MATRIX_BITS,
 ) -> CodedTensor:
     """Pack the indices of an affine quantizer with its scales and zero points.
@@ -56,7 +55,8 @@ def encode_affine(
     Args:
         q: indices that ``quantizer.quantize`` gave.
         quantizer: the quantizer.
-        left, right: transforms that the indices' coordinates came from, stored and undone by the decoder.
+        left, right: transforms that the indices' coordinates came from, stored and undone by the decoder; what several
+            tensors or files store may be coded before (:func:`~occ_jax.codec.spec.code_transform`).
         matrix_bits: resolution of stored matrices.
 
     Raises:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int, Int32
 
-from occ_jax.codec.axes import write_axes
+from occ_jax.codec.axes import Axis, write_axes
 from occ_jax.codec.errors import damaged
 from occ_jax.codec.lane_coding import Indices, encode_lanes
 from occ_jax.codec.lanes import Lanes
@@ -27,7 +27,6 @@ from occ_jax.entropy.varint import ByteReader
 from occ_jax.quantization.codebook import REACH, SHIFTS_PER_STEP, Codebook
 from occ_jax.quantization.trellis_coding import rows_per_lane
 from occ_jax.quantization.ungerboeck import next_states
-from occ_jax.transforms import Transform
 
 SECTIONS = ("levels", "transforms", "lanes", "indices", "padding")
 """Sections of this codec, in file order."""
@@ -49,8 +48,8 @@ def encode_lattice(
     levels: Levels,
     codebook: Codebook,
     *,
-    left: Transform | None = None,
-    right: Transform | None = None,
+    left: Axis = None,
+    right: Axis = None,
     offset: Float[np.ndarray, " cols"] | None = None,
     matrix_bits: int = DEFAULT_MATRIX_BITS,
     lane_symbols: int = 1 << 14,
@@ -65,7 +64,8 @@ def encode_lattice(
         q: indices; all axes but the last are taken together as rows.
         levels: steps and scale classes of that matrix.
         codebook: tables and reconstruction points.
-        left, right: transforms that the indices' coordinates came from, stored and undone by the decoder. For exact
+        left, right: transforms that the indices' coordinates came from, stored and undone by the decoder; what several
+            tensors or files store may be coded before (:func:`~occ_jax.codec.spec.code_transform`). For exact
             agreement choose the coordinates with :func:`~occ_jax.codec.spec.stored_transform` of these.
         offset: what the decoder adds to the coefficients of every column, stored in float16: choose it with
             :func:`stored_offset`, and quantize what is left.
@@ -95,8 +95,8 @@ class Lattice(NamedTuple):
 
     q: Int[np.ndarray, "..."] | Int[Array, "..."]
     levels: Levels
-    left: Transform | None = None
-    right: Transform | None = None
+    left: Axis = None
+    right: Axis = None
     offset: Float[np.ndarray, " cols"] | None = None
 
 

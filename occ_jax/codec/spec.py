@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -99,6 +99,35 @@ def from_spec(spec: Any, data: ByteReader, *, depth: int = 0) -> Any:
     return _FORMS[spec["name"]].read(spec, data, depth)
 
 
+class CodedTransform(NamedTuple):
+    """A transform as a file holds it: coded once, for all tensors and all files that store it."""
+
+    spec: Mapping[str, Any]
+    data: bytes
+
+    def decoded(self) -> Transform:
+        """What a decoder makes of it."""
+        return from_spec(self.spec, ByteReader(self.data, "transform"))
+
+
+def code_transform(transform: Transform, *, matrix_bits: int = DEFAULT_MATRIX_BITS) -> CodedTransform:
+    """Code a transform that several tensors are to store, or one tensor several times.
+
+    Args:
+        transform: what to store.
+        matrix_bits: resolution of matrices, in bits below their typical entry.
+
+    Raises:
+        ValueError: the class has no name in the format.
+
+    Example:
+        >>> coded = code_transform(Blockwise(DCT(), 64))
+        >>> coded.decoded()
+        Blockwise(transform=DCT(), size=64)
+    """
+    return CodedTransform(*to_spec(transform, matrix_bits=matrix_bits))
+
+
 class UnknownName(ValueError):
     """A name that this version of the format does not have."""
 
@@ -108,8 +137,7 @@ def stored_transform(transform: Transform, *, matrix_bits: int = DEFAULT_MATRIX_
 
     Only matrices change; they are rounded to ``matrix_bits`` and made orthogonal again.
     """
-    spec, data = to_spec(transform, matrix_bits=matrix_bits)
-    return from_spec(spec, ByteReader(data, "transform"))
+    return code_transform(transform, matrix_bits=matrix_bits).decoded()
 
 
 def _field(spec: Mapping[str, Any], name: str, data: ByteReader, lowest: int, highest: int) -> int:

@@ -13,19 +13,22 @@ from hypothesis import strategies as st
 from occ_jax._pytree import pytree_dataclass
 from occ_jax.codec import (
     FormatError,
+    code_transform,
     decode_indices,
     decode_tensor,
     decode_tensors,
     decode_transform,
+    encode_affine,
     encode_raw,
     encode_tensor,
     encode_transform,
+    stored_transform,
 )
 from occ_jax.codec.integers import pack_bits, unpack_bits
 from occ_jax.codec.tensor import canonical_json, matrix_shape, shorten
 from occ_jax.quantization import Affine, DeadZone, Quantizer, Uniform, fit_affine
 from occ_jax.quantization.codebook import codebook_to_bytes
-from occ_jax.transforms import DCT, hadamard, random_hadamard, random_rotation
+from occ_jax.transforms import DCT, AlongAxis, hadamard, random_hadamard, random_rotation
 
 RNG = np.random.default_rng(0)
 
@@ -123,6 +126,23 @@ def test_stored_transforms_are_undone():
     assert np.mean(error**2) == pytest.approx(0.01**2 / 12, rel=0.4)
     assert coded.spec["left"]["name"] == "hadamard"
     assert len(coded.sections["transforms"]) == 1
+
+
+def test_a_transform_that_is_coded_before_is_stored_in_the_same_bytes():
+    """And coded once: what stores it a second time only copies."""
+    w = RNG.standard_normal((6, 32)).astype(np.float32)
+    right = random_rotation(32, key=jax.random.key(2))
+    once = code_transform(right, matrix_bits=3)
+    promised = stored_transform(right, matrix_bits=3)
+    np.testing.assert_array_equal(once.decoded().matrix, promised.matrix)
+    quantizer = fit_affine(promised.forward(jnp.asarray(w)), 8, group_size=16)
+    q = np.asarray(quantizer.quantize(promised.forward(jnp.asarray(w))))
+    given = encode_affine(q, quantizer, right=once, matrix_bits=9)
+    expected = encode_affine(q, quantizer, right=right, matrix_bits=3)
+    assert (given.spec, given.sections) == (expected.spec, expected.sections)
+    assert given.sections["transforms"] == once.data
+    with pytest.raises(ValueError, match="along_axis"):
+        encode_affine(q, quantizer, right=code_transform(AlongAxis(DCT(), 0)))
 
 
 def test_affine_in_other_coordinates():

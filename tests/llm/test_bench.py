@@ -12,7 +12,6 @@ from occ_llm.bench.records import Records
 from occ_llm.checkpoints import load_checkpoint, write_hf_directory
 from occ_llm.checkpoints.compressed import CONTAINER
 from occ_llm.cli.main import BAD_INPUT, run
-from occ_llm.compression.input_bases import BASIS_BITS
 from occ_llm.compression.network import prepare_network
 from occ_llm.errors import OccError
 from occ_llm.evaluation import Windows
@@ -122,7 +121,7 @@ def test_the_basis_of_the_inputs_is_the_decoders(toy, toy_statistics):
     levels = Levels.constant(1e-4, toy.weights[UP].shape)
     q = np.rint(network.coefficients(UP) / 1e-4).astype(np.int32)
     codebook = gaussian_codebook(class_sigmas(), num_states=1)
-    coded = encode_lattice(q, levels, codebook, right=network.written_transform(UP), matrix_bits=BASIS_BITS)
+    coded = encode_lattice(q, levels, codebook, right=network.coded_transform(UP))
     assert 8 * len(coded.sections["transforms"]) == network.transform_bits(UP)
     # Rounding to a step of 1e-4 leaves 3e-5; another basis than the decoder's would leave hundredths.
     error = decode_tensor(coded) - network.weights[UP]
