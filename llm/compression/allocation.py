@@ -6,6 +6,7 @@ matrices; their symbols make the tables of the file. Two or three such probes se
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from functools import cached_property
 
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from occ_jax.entropy.tables import cost_bits
+from occ_jax.entropy.stacks import host_cost_bits
 from occ_jax.quantization.codebook import (
     Codebook,
     SearchTables,
@@ -114,8 +115,9 @@ def allocate(
     return Allocation(step=current, codebook=codebook, linear_bits=expected, class_bits=class_bits, excess=excess)
 
 
+@functools.cache
 def _gaussian_start(num_states: int) -> Allocation:
-    """What is expected of Gaussian coefficients, before anything was measured."""
+    """What is expected of Gaussian coefficients, before anything was measured: the same for all files."""
     codebook = gaussian_codebook(class_sigmas(), num_states=num_states)
     class_bits = mean_class_bits(gaussian_statistics(class_sigmas(), num_states), codebook)
     return Allocation(step=1.0, codebook=codebook, linear_bits=np.nan, class_bits=class_bits)
@@ -132,7 +134,7 @@ def mean_class_bits(
         fallback: for classes with few coefficients.
     """
     freq, offset = np.asarray(codebook.tables.freq), np.asarray(codebook.tables.offset)
-    costs = np.asarray(cost_bits(codebook.tables), np.float64)
+    costs = host_cost_bits(codebook.tables).astype(np.float64)
     column = np.arange(-statistics.max_symbol, statistics.max_symbol + 1)[None, :] - offset[:, None]
     escape = freq.shape[1] - 1
     column = np.where((column >= 0) & (column < escape), column, escape)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int32, Integer
+from jaxtyping import Float32, Int32, Integer
 
-from occ_jax.entropy.tables import FreqTable, normalize_counts
+from occ_jax.entropy.tables import FreqTable, cost_bits, normalize_counts
 
 
 def stack(tables: Sequence[FreqTable]) -> FreqTable:
@@ -66,3 +66,16 @@ def widen(tables: FreqTable, num_symbols: int) -> FreqTable:
     zeros = np.zeros((*freq.shape[:-1], num_symbols - freq.shape[-1]), freq.dtype)
     wide = np.concatenate([freq[..., :-1], zeros, freq[..., -1:]], axis=-1)
     return FreqTable(jnp.asarray(wide), tables.offset, tables.precision)
+
+
+def host_cost_bits(tables: FreqTable) -> Float32[np.ndarray, "*tables symbols"]:
+    """:func:`~occ_jax.entropy.tables.cost_bits` on the host, compiled for a few widths and not for every one.
+
+    Example:
+        >>> from occ_jax.entropy import from_counts
+        >>> host_cost_bits(from_counts(np.array([7, 8]), 0, precision=4)).tolist()
+        [1.1926450729370117, 1.0, 20.0]
+    """
+    width = 1 << (tables.num_symbols - 1).bit_length()
+    bits = np.asarray(cost_bits(widen(tables, width)))
+    return np.concatenate([bits[..., : tables.num_symbols - 1], bits[..., -1:]], axis=-1)

@@ -24,8 +24,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int8, Int32
 
 from occ_jax._pytree import pytree_dataclass, static_field
-from occ_jax.entropy.stacks import stack_from_counts
-from occ_jax.entropy.tables import FreqTable, cost_bits, from_bytes, to_bytes
+from occ_jax.entropy.stacks import host_cost_bits, stack_from_counts
+from occ_jax.entropy.tables import FreqTable, from_bytes, to_bytes
 from occ_jax.entropy.varint import ByteReader, write_varints
 from occ_jax.quantization.ungerboeck import check_num_states, num_parities
 
@@ -114,7 +114,7 @@ def entry_shift(entry: Int32[Array, "..."]) -> Float32[Array, "..."]:
 
 def search_tables(codebook: Codebook) -> SearchTables:
     """Unfold a codebook (on the host) for :func:`~occ_jax.quantization.viterbi.search`."""
-    bits = np.asarray(cost_bits(codebook.tables))
+    bits = host_cost_bits(codebook.tables)
     offset = np.asarray(codebook.tables.offset)
     freq = np.asarray(codebook.tables.freq)[:, :-1]
     used = np.where(freq > 0, offset[:, None] + np.arange(freq.shape[1])[None, :], 0)

@@ -19,6 +19,7 @@ from occ_jax.entropy import (
     stack,
     to_bytes,
 )
+from occ_jax.entropy.stacks import host_cost_bits
 from occ_jax.entropy.tables import ESCAPE_BITS
 from occ_jax.entropy.varint import write_varint, write_varints
 
@@ -104,6 +105,18 @@ def test_cost_bits_are_finite_code_lengths():
     np.testing.assert_allclose(costs[0, :3], 4 - np.log2(np.asarray(table.freq)[0, :3]))
     np.testing.assert_allclose(costs[:, 3], 4 - np.log2(np.asarray(table.freq)[:, 3]) + ESCAPE_BITS)
     assert costs[1, 1] == costs[1, 3]
+
+
+def test_costs_on_the_host_are_the_same_and_compiled_once_for_many_widths(caplog):
+    def tables(width):
+        return stack([from_counts(np.arange(1, width), 0, 8), from_counts(np.array([3]), 2, 8)])
+
+    for width in (35, 64):
+        np.testing.assert_array_equal(host_cost_bits(tables(width)), cost_bits(tables(width)))
+    others = [tables(width) for width in (37, 50, 61)]
+    with caplog.at_level("WARNING", "jax"), jax.log_compiles():
+        assert [host_cost_bits(other).shape for other in others] == [(2, 37), (2, 50), (2, 61)]
+    assert not [record for record in caplog.messages if "Compiling jit(log2)" in record]
 
 
 @QUICK
