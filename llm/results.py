@@ -51,6 +51,48 @@ class Row:
         return f"{self.coordinates}, {self.quantizer}{' with feedback' if self.feedback else ''}"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Draws:
+    """Files that differ by the draw of their random coordinates alone, as one.
+
+    Attributes:
+        row: named after the basis, with the mean of every number.
+        number: of draws; one of what is not random.
+        spread: standard deviation of the divergence between draws; zero of one.
+    """
+
+    row: Row
+    number: int
+    spread: float
+
+
+def over_draws(rows: Sequence[Row]) -> list[Draws]:
+    """Rows with the draws of random coordinates taken together, at each rate (to an eighth of a bit) by itself."""
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        key = _basis(row), row.quantizer, row.feedback, round(8 * row.linear_bits_per_weight)
+        groups.setdefault(key, []).append(row)
+    return [_together(name, group) for (name, *_), group in groups.items()]
+
+
+def _basis(row: Row) -> str:
+    """Name of the coordinates without the number of the draw."""
+    name, _, number = row.coordinates.rpartition(" ")
+    return name if number.isdigit() else row.coordinates
+
+
+def _together(name: str, rows: Sequence[Row]) -> Draws:
+    if len(rows) == 1:
+        return Draws(row=dataclasses.replace(rows[0], coordinates=name), number=1, spread=0.0)
+    fields = "linear_bits_per_weight", "file_bytes", "perplexity", "kl_mean", "kl_se", "seconds"
+    means = {field: float(np.mean([getattr(row, field) for row in rows])) for field in fields}
+    same = len({len(row.kl_windows) for row in rows}) == 1
+    windows = tuple(np.mean([row.kl_windows for row in rows], axis=0).tolist()) if same else ()
+    means |= {"file_bytes": round(means["file_bytes"]), "kl_windows": windows, "coordinates": name}
+    spread = float(np.std([row.kl_mean for row in rows], ddof=1))
+    return Draws(row=dataclasses.replace(rows[0], **means), number=len(rows), spread=spread)
+
+
 def paired_change(row: Row, others: Sequence[Row]) -> tuple[float, float] | None:
     """Relative change of the divergence against the mean of other files, on the same windows.
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import tyro
 from occ_llm.figures import bench_figure
-from occ_llm.results import LARGEST_RATIO, Row, bytes_at_kl, series_of
+from occ_llm.results import LARGEST_RATIO, Draws, Row, bytes_at_kl, over_draws, series_of
 from pages import exit_checked, table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,30 +84,30 @@ def _order(row: dict[str, Any]) -> tuple:
     return row["coordinates"], row["quantizer"], row["feedback"], row["file_bytes"]
 
 
-def rows_of(record: dict[str, Any]) -> list[Row]:
-    """The rows of a record."""
-    return [Row.from_json(row) for row in record["rows"]]
+def files_of(record: dict[str, Any]) -> list[Draws]:
+    """The rows of a record, draws of random coordinates taken together."""
+    return over_draws([Row.from_json(row) for row in record["rows"]])
 
 
 def page(record: dict[str, Any]) -> str:
     """The page: every file in groups of about equal rate, best first, and sizes at equal divergence."""
-    rows, reference = rows_of(record), record["reference_perplexity"]
+    files, reference = files_of(record), record["reference_perplexity"]
     lines = [
         "# Bench: every method on one model and one text",
         "",
         f"`{record['model']}`, evaluated on {record['windows']} windows of {record['window']} tokens of",
         f"`{record['text']}` (the last 40 % of its lines) and calibrated on {record['calibration_windows']} windows of",
         f"the first 60 %. The uncompressed model has perplexity {reference:.2f}; KL is in nats per token, its standard",
-        f"error over windows. Bits and bytes count all side information. Written by `{COMMAND}` from",
-        "[bench.json](bench.json).",
+        "error over windows. Draws of random coordinates are one line: their mean, and the deviation between them.",
+        f"Bits and bytes count all side information. Written by `{COMMAND}` from [bench.json](bench.json).",
         "[How to run it](../guides/bench.md).",
         "",
         "![KL divergence against file size](bench.svg)",
     ]
-    for rate, group in _by_rate(rows).items():
-        cells = (_cells(row, reference) for row in sorted(group, key=lambda r: r.kl_mean))
+    for rate, group in _by_rate(files).items():
+        cells = (_cells(one, reference) for one in sorted(group, key=lambda f: f.row.kl_mean))
         lines += ["", f"## About {rate:g} bits", "", table(_COLUMNS, cells, names=2)]
-    lines += ["", *_equal_quality(rows)]
+    lines += ["", *_equal_quality([one.row for one in files])]
     lines += _distance_table(record.get("distances", ()))
     return "\n".join(lines) + "\n"
 
@@ -115,10 +115,12 @@ def page(record: dict[str, Any]) -> str:
 _COLUMNS = ("coordinates", "quantizer", "bits per linear weight", "file bytes", "perplexity", "above", "KL ± se")
 
 
-def _cells(row: Row, reference: float) -> tuple[str, ...]:
+def _cells(files: Draws, reference: float) -> tuple[str, ...]:
+    row = files.row
     quantizer = row.quantizer + (", with feedback" if row.feedback else ", no feedback")
+    drawn = f", mean of {files.number} draws (± {files.spread:.4f})" if files.number > 1 else ""
     return (
-        row.coordinates,
+        row.coordinates + drawn,
         quantizer,
         f"{row.linear_bits_per_weight:.3f}",
         f"{row.file_bytes:,}",
@@ -128,11 +130,11 @@ def _cells(row: Row, reference: float) -> tuple[str, ...]:
     )
 
 
-def _by_rate(rows: Sequence[Row]) -> dict[float, list[Row]]:
-    """Rows in groups around half bits per linear weight, from coarse to fine."""
-    groups: dict[float, list[Row]] = {}
-    for row in sorted(rows, key=lambda row: row.linear_bits_per_weight):
-        groups.setdefault(round(2 * row.linear_bits_per_weight) / 2, []).append(row)
+def _by_rate(files: Sequence[Draws]) -> dict[float, list[Draws]]:
+    """Files in groups around half bits per linear weight, from coarse to fine."""
+    groups: dict[float, list[Draws]] = {}
+    for one in sorted(files, key=lambda f: f.row.linear_bits_per_weight):
+        groups.setdefault(round(2 * one.row.linear_bits_per_weight) / 2, []).append(one)
     return groups
 
 
@@ -199,7 +201,7 @@ def main(bench: Annotated[Path | None, tyro.conf.Positional] = None, check: bool
         (ROOT / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     record = _read()
     (ROOT / PAGE).write_text(page(record), encoding="utf-8")
-    bench_figure(rows_of(record), ROOT / FIGURE, model=record["model"])
+    bench_figure([one.row for one in files_of(record)], ROOT / FIGURE, model=record["model"])
 
 
 def _read() -> dict[str, Any]:

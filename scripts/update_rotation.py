@@ -12,9 +12,9 @@
     python scripts/update_rotation.py --check    # exit code 1 unless the pages say what the record says
 
 Integers of one width have one size, so their divergences are compared directly, with standard errors of the paired
-differences over windows; several draws of random coordinates are one line with their spread. Entropy-coded files are
-compared by the bytes that they need at equal divergence, and by their divergence at equal bytes with the standard error
-of paired differences (log KL linear in bytes between neighbours that are not far apart, nothing extrapolated). A page
+differences over windows. Entropy-coded files are compared by the bytes that they need at equal divergence, and by their
+divergence at equal bytes with the standard error of paired differences (log KL linear in bytes between neighbours that
+are not far apart, nothing extrapolated). Several draws of random coordinates are one line with their spread. A page
 keeps everything outside of its two markers.
 """
 
@@ -24,9 +24,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tyro
-from occ_llm.results import Row, bytes_at_kl, change_at_bytes, paired_change
+from occ_llm.results import Draws, Row, bytes_at_kl, change_at_bytes, over_draws, paired_change
 from pages import table, update_pages
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,41 +69,28 @@ class IntegerLine:
     """Files of one width in one basis.
 
     Attributes:
-        rows: one for each draw of the coordinates.
-        place: the basis.
+        files: over the draws of the coordinates.
         change: of the divergence against the mean over the draws of the Hadamard basis, with its standard error.
     """
 
-    rows: Sequence[Row]
-    place: str
+    files: Draws
     change: tuple[float, float] | None
 
-    def mean(self, field: str) -> float:
-        """Mean over the draws."""
-        return float(np.mean([getattr(row, field) for row in self.rows]))
+
+def grouped(files: Sequence[Draws], key: Callable[[Row], Any]) -> dict[Any, list[Draws]]:
+    """Files by a key of their row, in the order of their first one."""
+    return {name: [f for f in files if key(f.row) == name] for name in dict.fromkeys(key(f.row) for f in files)}
 
 
-def basis(row: Row) -> str:
-    """Name of the coordinates without the number of the draw."""
-    first = row.coordinates.split(" ")[0]
-    return first if first in RANDOM else row.coordinates
-
-
-def grouped(rows: Sequence[Row], key: Callable[[Row], Any]) -> dict[Any, list[Row]]:
-    """Rows by a key, in the order of their first one."""
-    return {name: [row for row in rows if key(row) == name] for name in dict.fromkeys(map(key, rows))}
-
-
-def compare_integers(rows: Sequence[Row]) -> Iterator[IntegerLine]:
+def compare_integers(files: Sequence[Draws]) -> Iterator[IntegerLine]:
     """Divergences at each size, best last: every basis against the mean over the draws of the Hadamard basis."""
-    ordered = sorted(rows, key=lambda r: (r.quantizer, r.feedback, -r.linear_bits_per_weight))
+    ordered = sorted(files, key=lambda f: (f.row.quantizer, f.row.feedback, -f.row.linear_bits_per_weight))
     sizes = grouped(ordered, lambda r: (r.quantizer, r.feedback, round(r.linear_bits_per_weight)))
     for alike in sizes.values():
-        places = grouped(alike, basis)
-        drawn = places.get("hadamard", [])
-        changes = {place: paired_change(draws[0], drawn) for place, draws in places.items() if place not in RANDOM}
-        lines = [IntegerLine(rows=draws, place=p, change=changes.get(p)) for p, draws in places.items()]
-        yield from sorted(lines, key=lambda line: -line.mean("kl_mean"))
+        drawn = [f.row for f in alike if f.row.coordinates == "hadamard"]
+        for one in sorted(alike, key=lambda f: -f.row.kl_mean):
+            change = None if one.row.coordinates in RANDOM else paired_change(one.row, drawn)
+            yield IntegerLine(files=one, change=change)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,27 +98,29 @@ class CodedLine:
     """An entropy-coded file against fixed coordinates.
 
     Attributes:
-        row: the file.
+        files: the file, or the mean over the draws of its coordinates.
         bytes: best fixed basis at its divergence, and its bytes over those of that basis, less one.
         kl: best fixed basis at its size, and the change of its divergence against that, with a standard error.
     """
 
-    row: Row
+    files: Draws
     bytes: tuple[str, float] | None
     kl: tuple[str, tuple[float, float]] | None
 
 
-def compare_coded(rows: Sequence[Row]) -> Iterator[CodedLine]:
+def compare_coded(files: Sequence[Draws]) -> Iterator[CodedLine]:
     """Every file against the best fixed basis that reaches its divergence, and its size."""
-    ordered = sorted(rows, key=lambda r: (r.quantizer, r.feedback, r.coordinates, r.file_bytes))
+    ordered = sorted(files, key=lambda f: (f.row.quantizer, f.row.feedback, f.row.coordinates, f.row.file_bytes))
     for alike in grouped(ordered, lambda r: (r.quantizer, r.feedback)).values():
-        curves = {n: c for n, c in grouped(alike, lambda r: r.coordinates).items() if not n.startswith(LEARNED)}
-        for row in alike:
+        bases = grouped(alike, lambda r: r.coordinates).items()
+        curves = {name: [f.row for f in curve] for name, curve in bases if not name.startswith(LEARNED)}
+        for one in alike:
+            row = one.row
             others = {name: curve for name, curve in curves.items() if name != row.coordinates}
             sizes = {n: row.file_bytes / size - 1 for n, c in others.items() if (size := bytes_at_kl(c, row.kl_mean))}
             changes = {n: change for n, c in others.items() if (change := change_at_bytes(row, c))}
             yield CodedLine(
-                row=row,
+                files=one,
                 bytes=max(sizes.items(), key=lambda item: item[1], default=None),
                 kl=max(changes.items(), key=lambda item: item[1], default=None),
             )
@@ -140,10 +128,10 @@ def compare_coded(rows: Sequence[Row]) -> Iterator[CodedLine]:
 
 def render(record: Mapping[str, Any], words: Mapping[str, Any]) -> str:
     """Both tables of a page; of quantizers that were tried in more than one basis."""
-    rows = [Row.from_json(row) for row in record["rows"]]
-    many = {q for q, alike in grouped(rows, lambda r: r.quantizer).items() if len({basis(r) for r in alike}) > 1}
-    integers = [row for row in rows if row.quantizer in many and row.quantizer.startswith("integers")]
-    coded = [row for row in rows if row.quantizer in many and not row.quantizer.startswith("integers")]
+    files = over_draws([Row.from_json(row) for row in record["rows"]])
+    bases = {q: {f.row.coordinates for f in alike} for q, alike in grouped(files, lambda r: r.quantizer).items()}
+    compared = grouped([f for f in files if len(bases[f.row.quantizer]) > 1], _is_integer)
+    integers, coded = compared.get(True, []), compared.get(False, [])
     parts = []
     if integers:
         parts += [words["integers"], table(words["integer columns"], _integer_cells(integers, words), names=3)]
@@ -152,28 +140,29 @@ def render(record: Mapping[str, Any], words: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) if parts else words["none"]
 
 
-def _integer_cells(rows: Sequence[Row], words: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    for line in compare_integers(rows):
-        kl, draws, place = [row.kl_mean for row in line.rows], len(line.rows), line.place
-        if draws > 1:
-            place = words["draws"].format(place=place, draws=draws, spread=np.std(kl, ddof=1))
-        first, error = line.rows[0], line.mean("kl_se")
+def _is_integer(row: Row) -> bool:
+    return row.quantizer.startswith("integers")
+
+
+def _integer_cells(files: Sequence[Draws], words: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    for line in compare_integers(files):
+        row = line.files.row
         yield (
-            f"{first.quantizer}, {words['feedback'][first.feedback]}",
-            f"{first.linear_bits_per_weight:.3f}",
-            place,
-            _perplexity(line.mean("perplexity")),
-            f"{np.mean(kl):.4f} ± {error:.4f}",
+            f"{row.quantizer}, {words['feedback'][row.feedback]}",
+            f"{row.linear_bits_per_weight:.3f}",
+            _place(line.files, words),
+            _perplexity(row.perplexity),
+            f"{row.kl_mean:.4f} ± {row.kl_se:.4f}",
             _change(line.change),
         )
 
 
-def _coded_cells(rows: Sequence[Row], words: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    for line in compare_coded(rows):
-        row = line.row
+def _coded_cells(files: Sequence[Draws], words: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    for line in compare_coded(files):
+        row = line.files.row
         yield (
             f"{row.quantizer}, {words['feedback'][row.feedback]}",
-            row.coordinates,
+            _place(line.files, words),
             f"{row.linear_bits_per_weight:.3f}",
             f"{row.file_bytes:,}",
             _perplexity(row.perplexity),
@@ -181,6 +170,11 @@ def _coded_cells(rows: Sequence[Row], words: Mapping[str, Any]) -> Iterator[tupl
             "" if line.bytes is None else f"{line.bytes[1]:+.1%} ({line.bytes[0]})",
             "" if line.kl is None else f"{_change(line.kl[1])} ({line.kl[0]})",
         )
+
+
+def _place(files: Draws, words: Mapping[str, Any]) -> str:
+    place = files.row.coordinates
+    return place if files.number == 1 else words["draws"].format(place=place, draws=files.number, spread=files.spread)
 
 
 def _change(change: tuple[float, float] | None) -> str:

@@ -48,6 +48,14 @@ def test_every_row_is_taken_over_and_compared_at_equal_divergence(bench):
     assert "| identity, scalar with feedback | 25,000,000 (+25.0%) | 37,500,000 (+25.0%) |" in page
 
 
+def test_draws_of_random_coordinates_are_one_line(bench):
+    record = script.take_over(bench)
+    draws = [{**row("scalar", 2.5, kl), "coordinates": name} for name, kl in (("hadamard", 0.4), ("hadamard 1", 0.6))]
+    page = script.page({**record, "rows": [*record["rows"], *draws]})
+    assert "| hadamard, mean of 2 draws (± 0.1414) | scalar, with feedback | 2.500 | 25,000,000 | 30.00 |" in page
+    assert "hadamard 1" not in page
+
+
 def test_rows_are_added_to_a_record_in_the_place_of_older_ones(bench):
     found = script.take_over(bench)
     older = {**found, "rows": [row("trellis 8", 2.003, 0.5), row("trellis 8", 2.5, 0.2)]}

@@ -67,6 +67,14 @@ def test_coded_files_are_compared_by_bytes_at_equal_divergence(record):
     assert "trellis" not in table, "one basis is no comparison"
 
 
+def test_draws_of_random_coordinates_are_one_curve(record):
+    drawn = [row("hadamard", "scalar", 2.24, [0.3, 0.3]), row("hadamard 1", "scalar", 2.26, [0.1, 0.1])]
+    table = script.render({"rows": [*record["rows"], *drawn]}, WORDS)
+    cells = "| hadamard, mean of 2 draws (KL spread 0.1414) | 2.250 | 22,500,000 | 24.00 | 0.2000 ± 0.0100 | -10.0% (identity) |"
+    assert cells in table
+    assert "hadamard 1" not in table
+
+
 def test_a_changed_record_is_noticed_and_taken_over(record, tmp_path):
     for name in script.PAGES:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -64,7 +64,7 @@ def encode_on_host(
     escaped = active & (symbol == t.escape)
     counts, escape_counts = emitted.sum(1), escaped.sum(1)
     return Streams(
-        words=jnp.asarray(words[emitted]),
+        words=jnp.asarray(words[emitted], jnp.uint16),
         starts=jnp.asarray(np.cumsum(counts) - counts, jnp.int32),
         counts=jnp.asarray(counts, jnp.int32),
         states=jnp.asarray(x, jnp.uint32),

@@ -84,7 +84,7 @@ def _escaped_values(q, tables, contexts, lengths, counts, max_escapes):
         return jnp.zeros(max_escapes or 0, jnp.int32)
     values = np.asarray(q)[np.asarray(_escape_mask(q, tables, contexts, lengths))]
     size = values.size if max_escapes is None else max_escapes
-    return jnp.asarray(np.pad(values[:size], (0, max(0, size - values.size))))
+    return jnp.asarray(np.pad(values[:size], (0, max(0, size - values.size))), jnp.int32)
 
 
 def encode(

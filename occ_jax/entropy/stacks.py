@@ -1,6 +1,7 @@
 """Stacks of frequency tables: several tables in one array, made and widened on the host.
 
-Arrays of JAX would compile a slice or a conversion for every width of a table.
+Arrays of JAX would compile a slice or a conversion for every width of a table. Even to make one of an array of NumPy
+compiles a copy for every new shape, unless its type is named.
 """
 
 from collections.abc import Sequence
@@ -51,7 +52,7 @@ def _stacked(
     for row, freq in zip(wide, freqs, strict=True):
         row[: freq.size - 1] = freq[:-1]
         row[-1] = freq[-1]
-    return FreqTable(jnp.asarray(wide), jnp.asarray(offsets), precision)
+    return FreqTable(jnp.asarray(wide, jnp.uint32), jnp.asarray(offsets, jnp.int32), precision)
 
 
 def widen(tables: FreqTable, num_symbols: int) -> FreqTable:
@@ -65,7 +66,7 @@ def widen(tables: FreqTable, num_symbols: int) -> FreqTable:
     freq = np.asarray(tables.freq)
     zeros = np.zeros((*freq.shape[:-1], num_symbols - freq.shape[-1]), freq.dtype)
     wide = np.concatenate([freq[..., :-1], zeros, freq[..., -1:]], axis=-1)
-    return FreqTable(jnp.asarray(wide), tables.offset, tables.precision)
+    return FreqTable(jnp.asarray(wide, jnp.uint32), tables.offset, tables.precision)
 
 
 def host_cost_bits(tables: FreqTable) -> Float32[np.ndarray, "*tables symbols"]:

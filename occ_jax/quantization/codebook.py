@@ -127,7 +127,7 @@ def search_tables(codebook: Codebook) -> SearchTables:
     entries = np.rint(np.take_along_axis(bits, column, 1) * BITS_RESOLUTION).astype(np.int32) << 8 | 128
     near = np.arange(-REACH, REACH + 1) - first
     entries[:, near] += np.asarray(codebook.shifts, np.int32)
-    return SearchTables(jnp.asarray(entries), jnp.asarray(first, jnp.int32))
+    return SearchTables(jnp.asarray(entries, jnp.int32), jnp.asarray(first, jnp.int32))
 
 
 _Integers = TypeVar("_Integers", Array, np.ndarray)
@@ -244,8 +244,8 @@ def codebook_from_bytes(data: bytes) -> Codebook:
     check_num_states(num_states)
     tables = from_bytes(reader.take(length).tobytes())
     shifts = np.zeros((tables.freq.shape[0], 2 * REACH + 1), np.int8)
-    codebook = Codebook(tables, jnp.asarray(shifts), num_states)
+    codebook = Codebook(tables, jnp.asarray(shifts, jnp.int8), num_states)
     stored = _stored(codebook)
     shifts[stored] = reader.take(int(stored.sum())).view(np.int8)
     reader.finish()
-    return Codebook(tables, jnp.asarray(shifts), num_states)
+    return Codebook(tables, jnp.asarray(shifts, jnp.int8), num_states)

@@ -4,7 +4,16 @@ import xml.etree.ElementTree as ET
 
 import pytest
 from occ_llm.figures import bench_figure, rate_distortion_figure
-from occ_llm.results import Row, at_equal_bytes, best_series, bytes_at_kl, change_at_bytes, kl_at_bytes, paired_change
+from occ_llm.results import (
+    Row,
+    at_equal_bytes,
+    best_series,
+    bytes_at_kl,
+    change_at_bytes,
+    kl_at_bytes,
+    over_draws,
+    paired_change,
+)
 
 
 def row(coordinates, file_bytes, kl, **changes):
@@ -129,3 +138,22 @@ def test_a_curve_is_compared_at_the_size_of_a_file():
     assert error == pytest.approx(0.1)
     assert change_at_bytes(row("learned", 99, 1.0, kl_windows=(1.0, 1.0)), curve) is None
     assert change_at_bytes(mine, [row("identity", 100, 1.0, kl_windows=(1.0,)), *curve]) is None
+
+
+def test_draws_of_random_coordinates_are_taken_together_at_each_rate():
+    fine, coarse = dict(linear_bits_per_weight=3.01), dict(linear_bits_per_weight=2.0)
+    rows = [
+        row("hadamard", 100, 0.2, kl_windows=(0.1, 0.3), **fine),
+        row("hadamard", 60, 0.9, **coarse),
+        row("hadamard 12", 104, 0.4, kl_windows=(0.5, 0.3), **{**fine, "linear_bits_per_weight": 2.99}),
+        row("learned (a 2)", 100, 0.1, **fine),
+        row("hadamard", 100, 0.7, feedback=False, **fine),
+    ]
+    drawn, alone, learned, other = over_draws(rows)
+    assert (drawn.row.coordinates, drawn.number, drawn.row.file_bytes) == ("hadamard", 2, 102)
+    assert drawn.row.kl_mean == pytest.approx(0.3)
+    assert drawn.row.kl_windows == pytest.approx((0.3, 0.3))
+    assert drawn.spread == pytest.approx(0.2 / 2**0.5)
+    assert (alone.row, alone.number, alone.spread) == (rows[1], 1, 0.0)
+    assert learned.row == rows[3]
+    assert other.row == rows[4]
