@@ -1,12 +1,13 @@
 """Frequency tables: optimal integers, exact serialisation, clear refusals."""
 
 import itertools
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from occ_jax.entropy import (
@@ -45,6 +46,27 @@ def test_normalised_counts_give_the_shortest_code(counts):
     """Against every table of that sum; the divisor rule may miss the optimum by a rounding of the logarithm."""
     best = min(code_bits(counts, freq) for freq in itertools.product(range(1, 17), repeat=3) if sum(freq) == 16)
     assert code_bits(counts, normalize_counts(np.array(counts), 16)) <= best * 1.01 + 1e-9
+
+
+def handed_out_one_by_one(counts, total):
+    """The rule itself, with unbounded integers: units go to the largest quotient, or come from the smallest."""
+    freq = [max(1, c * total // max(sum(counts), 1)) for c in counts]
+    while sum(freq) < total:
+        freq[max(range(len(freq)), key=lambda s: (Fraction(counts[s], 2 * freq[s] + 1), -s))] += 1
+    while sum(freq) > total:
+        most = [s for s in range(len(freq)) if freq[s] > 1]
+        freq[min(most, key=lambda s: (Fraction(counts[s], 2 * freq[s] - 1), s))] -= 1
+    return freq
+
+
+@QUICK
+@given(st.lists(st.one_of(st.integers(0, 3), st.integers(0, 2**40)), min_size=1, max_size=30), st.integers(5, 10))
+@example([2**31 - 1] + 28 * [0], 5)
+@example([0, 0, 0], 8)
+@example([7, 7, 7, 7, 7], 10)
+def test_units_of_frequency_go_where_they_are_worth_most(counts, precision):
+    expected = handed_out_one_by_one(counts, 1 << precision)
+    assert normalize_counts(np.array(counts), 1 << precision).tolist() == expected
 
 
 @QUICK

@@ -1,5 +1,6 @@
 """The search finds the best path: against all paths, on every number of devices, on every backend."""
 
+import functools
 import itertools
 
 import jax
@@ -24,16 +25,22 @@ def codebook_with_shifts(num_states: int) -> Codebook:
     return Codebook(codebook.tables, jnp.asarray(shifts, jnp.int8), num_states)
 
 
+@functools.cache
+def on_host(codebook: Codebook) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Code lengths, offsets and shifts: as arrays of JAX every look at them would be a call of its own."""
+    return tuple(map(np.asarray, (cost_bits(codebook.tables), codebook.tables.offset, codebook.shifts)))
+
+
 def price(t: float, q: int, scale_class: int, codebook: Codebook, lmbda: float) -> float:
     """Cost of one index, read off the codebook with NumPy alone."""
     if codebook.num_states == 1:
         k, table = q, scale_class
     else:
         k, table = (q - q % 2) // 2, 2 * scale_class + q % 2
-    bits = np.asarray(cost_bits(codebook.tables))[table]
-    symbol = k - int(codebook.tables.offset[table])
+    costs, offsets, shifts = on_host(codebook)
+    bits, symbol = costs[table], k - int(offsets[table])
     inside = 0 <= symbol < len(bits) - 1
-    shift = int(codebook.shifts[table, k + REACH]) / SHIFTS_PER_STEP if abs(k) <= REACH else 0.0
+    shift = int(shifts[table, k + REACH]) / SHIFTS_PER_STEP if abs(k) <= REACH else 0.0
     return (t - q - shift) ** 2 + lmbda * float(bits[symbol] if inside else bits[-1])
 
 
