@@ -23,7 +23,7 @@ from ..coordinates import CoordinateName
 from ..errors import OccError
 from ..evaluation import Windows, cut_lines, cut_windows, read_text
 from ..figures import bench_figure
-from ..results import EqualBytes, Row, at_equal_bytes
+from ..results import EqualBytes, Row, at_equal_bytes, over_draws
 from ..stored_coordinates import describe
 from ..text import python_text
 from .compress import CalibrationText, ModelSource
@@ -160,7 +160,8 @@ class BenchCommand:
     ) -> None:
         perplexity = bench.reference_perplexity
         outcome = bench.run(grid, on_failure=terminal.note)
-        equal = at_equal_bytes(outcome.rows)
+        curves = [drawn.row for drawn in over_draws(outcome.rows)]
+        equal = at_equal_bytes(curves)
         results = {
             "model": checkpoint.name,
             "text": self._source,
@@ -173,7 +174,7 @@ class BenchCommand:
             "failures": outcome.failures,
         }
         _write_json(self.out / "results.json", results)
-        bench_figure(outcome.rows, self.out / "bench.svg", model=checkpoint.name)
+        bench_figure(curves, self.out / "bench.svg", model=checkpoint.name)
         _show(terminal, results, outcome, equal)
         terminal.note(f"results.json and bench.svg are in {self.out}")
         terminal.result(results)

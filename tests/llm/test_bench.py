@@ -262,6 +262,14 @@ def test_the_command_writes_table_json_and_figure(place, capsys):
     assert "KL divergence at equal bytes" in captured.err
 
 
+def test_draws_of_random_coordinates_are_compared_as_one_curve(place, capsys):
+    command = [{"identity": "hadamard"}.get(word, word) for word in arguments(place, "--json", "--seeds", "2")]
+    assert run(command) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert [row["coordinates"] for row in results["rows"]] == ["hadamard", "hadamard", "hadamard 1", "hadamard 1"]
+    assert list(results["at_equal_bytes"]["kl"]) == ["hadamard, integers, groups of 64"]
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
