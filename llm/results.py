@@ -51,6 +51,10 @@ class Row:
         return f"{self.coordinates}, {self.quantizer}{' with feedback' if self.feedback else ''}"
 
 
+SAME_RATE = 0.01
+"""Relative difference of the bits of two files of one rate, which each meets to half of that."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Draws:
     """Files that differ by the draw of their random coordinates alone, as one.
@@ -67,12 +71,22 @@ class Draws:
 
 
 def over_draws(rows: Sequence[Row]) -> list[Draws]:
-    """Rows with the draws of random coordinates taken together, at each rate (to an eighth of a bit) by itself."""
-    groups: dict[tuple, list[Row]] = {}
+    """Rows with the draws of random coordinates taken together, at each rate by itself."""
+    groups: list[list[Row]] = []
     for row in rows:
-        key = _basis(row), row.quantizer, row.feedback, round(8 * row.linear_bits_per_weight)
-        groups.setdefault(key, []).append(row)
-    return [_together(name, group) for (name, *_), group in groups.items()]
+        group = next((group for group in groups if _is_another_draw(row, group)), None)
+        if group is None:
+            groups.append([row])
+        else:
+            group.append(row)
+    return [_together(_basis(group[0]), group) for group in groups]
+
+
+def _is_another_draw(row: Row, group: Sequence[Row]) -> bool:
+    first, rate = group[0], row.linear_bits_per_weight
+    alike = (_basis(row), row.quantizer, row.feedback) == (_basis(first), first.quantizer, first.feedback)
+    near = abs(rate - first.linear_bits_per_weight) <= SAME_RATE * rate
+    return alike and near and all(row.coordinates != other.coordinates for other in group)
 
 
 def _basis(row: Row) -> str:

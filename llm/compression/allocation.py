@@ -6,9 +6,8 @@ matrices; their symbols make the tables of the file. Two or three such probes se
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cache, cached_property
 
 import jax
 import numpy as np
@@ -115,7 +114,7 @@ def allocate(
     return Allocation(step=current, codebook=codebook, linear_bits=expected, class_bits=class_bits, excess=excess)
 
 
-@functools.cache
+@cache
 def _gaussian_start(num_states: int) -> Allocation:
     """What is expected of Gaussian coefficients, before anything was measured: the same for all files."""
     codebook = gaussian_codebook(class_sigmas(), num_states=num_states)

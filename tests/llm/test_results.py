@@ -157,3 +157,8 @@ def test_draws_of_random_coordinates_are_taken_together_at_each_rate():
     assert (alone.row, alone.number, alone.spread) == (rows[1], 1, 0.0)
     assert learned.row == rows[3]
     assert other.row == rows[4]
+
+
+def test_neighbouring_rates_of_one_basis_are_no_draws():
+    rows = [row("identity", 100 + i, 0.2, linear_bits_per_weight=bits) for i, bits in enumerate((2.0, 2.01, 2.05, 2.1))]
+    assert [drawn.row for drawn in over_draws(rows)] == rows
