@@ -11,12 +11,32 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import final
 
 from .checkpoints.named import cache_directory
+from .errors import OccError
+
+SAVE_SECONDS = 60.0
+"""Time between two states that long work keeps of itself: what an interrupt may cost."""
 
 _OWNER = "owner"
 
 _DAYS_UNFINISHED = 30
+
+
+@final
+class Clock:
+    """Says when long work should keep how far it has come."""
+
+    def __init__(self):
+        self._struck = time.monotonic()
+
+    def strikes(self) -> bool:
+        """Whether :data:`SAVE_SECONDS` have gone by since this was true, or since the beginning."""
+        if time.monotonic() - self._struck < SAVE_SECONDS:
+            return False
+        self._struck = time.monotonic()
+        return True
 
 
 @contextlib.contextmanager
@@ -32,7 +52,7 @@ def scratch(purpose: str) -> Iterator[Path]:
         if _is_abandoned(place / _OWNER):
             shutil.rmtree(place, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=f"{purpose}-", dir=root, ignore_cleanup_errors=True) as made:
-        (Path(made) / _OWNER).write_text(f"{os.getpid()} {platform.node()}", encoding="utf-8")
+        (Path(made) / _OWNER).write_text(_this_process(), encoding="utf-8")
         inside = Path(made) / "files"
         inside.mkdir()
         yield inside
@@ -49,6 +69,43 @@ def unfinished() -> Path:
                 continue
             shutil.rmtree(place) if place.is_dir() else place.unlink()
     return root
+
+
+@contextlib.contextmanager
+def resumable(name: str) -> Iterator[Path]:
+    """A directory for work that an interrupt may stop: whoever asks for the same name next finds it as it was left.
+
+    It is gone when the block ends, and when an :class:`~occ_llm.errors.OccError` says that going on has no sense. While
+    another process is at the same work it is left to that one, and the directory is a new one in :func:`scratch`.
+
+    Args:
+        name: of the work, by everything that its result depends on.
+    """
+    place = unfinished() / name
+    place.mkdir(exist_ok=True)
+    owner = place / _OWNER
+    if _is_abandoned(owner):
+        owner.unlink(missing_ok=True)
+    try:
+        owner.touch(exist_ok=False)
+    except FileExistsError:
+        with scratch(name) as apart:
+            yield apart
+        return
+    try:
+        owner.write_text(_this_process(), encoding="utf-8")
+        yield place
+    except OccError:
+        shutil.rmtree(place, ignore_errors=True)
+        raise
+    except BaseException:
+        owner.unlink(missing_ok=True)
+        raise
+    shutil.rmtree(place, ignore_errors=True)
+
+
+def _this_process() -> str:
+    return f"{os.getpid()} {platform.node()}"
 
 
 def _is_abandoned(owner: Path) -> bool:

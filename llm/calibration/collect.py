@@ -1,6 +1,6 @@
 """Calibration: text and a network in, statistics out."""
 
-import contextlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +8,14 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
+from ..checkpoints.atomic import atomic_file
 from ..config import ModelConfig
 from ..errors import OccError
 from ..folding import fold_norms
+from ..scratch import resumable
 from ..weights import Weights
 from .fingerprint import Fingerprint, fingerprint
+from .position import STATISTICS, Journal, read_position
 from .statistics import Statistics
 from .storage import load_statistics, statistics_writer
 from .sweep import BATCH_TOKENS, Progress, Sweep, Write
@@ -44,8 +47,9 @@ def calibrate(
         weights: tensors under Hugging Face names, read one block at a time, twice.
         windows: tokens, one window per row.
         key: seed of the labels.
-        path: write the statistics to this file as they are finished and read them lazily from there; ``None`` keeps
-            them in memory.
+        path: write the statistics to this file and read them lazily from there. Until all are finished they lie in
+            the user's cache, and a calibration that was interrupted goes on from the last minute, with the same result
+            to the bit. ``None`` keeps them in memory.
         fisher: collect the output Fisher too. Without it there is no way back, which is three times faster.
         fisher_windows: windows that the output Fisher is collected on, spread over the others; ``None`` = all. The
             diagonal needs far fewer tokens than a second moment, and each costs twice as much.
@@ -70,13 +74,8 @@ def calibrate(
         config, network, windows, key=key, fisher=fisher, fisher_windows=fisher_windows, dtype=dtype
     )
     about: dict[str, Any] = {"config": config, "num_tokens": int(windows.size), "fingerprint": identity}
-    tensors: dict[str, np.ndarray] = {}
-    with contextlib.ExitStack() as stack:
-        write: Write = tensors.__setitem__
-        if path is not None:
-            write = stack.enter_context(
-                statistics_writer(path, **about, fisher=fisher, dtype=np.dtype(dtype), force=force)
-            )
+
+    def collect(write: Write, journal: Journal | None = None) -> None:
         sweep = Sweep(
             config,
             network,
@@ -86,9 +85,22 @@ def calibrate(
             fisher_windows=fisher_windows,
             batch_tokens=batch_tokens,
             dtype=dtype,
+            journal=journal,
         )
         (sweep.there_and_back if fisher else sweep.there)(progress)
-    return Statistics(**about, tensors=tensors) if path is None else load_statistics(path)
+
+    if path is None:
+        tensors: dict[str, np.ndarray] = {}
+        collect(tensors.__setitem__)
+        return Statistics(**about, tensors=tensors)
+    name = f"calibration-{identity.digest[:32]}-{batch_tokens}"
+    with atomic_file(path, force=force) as aside, resumable(name) as place:
+        begun = read_position(place)
+        written = {"fisher": fisher, "dtype": np.dtype(dtype), "written": begun.written}
+        with statistics_writer(place / STATISTICS, **about, **written) as writer:
+            collect(writer, Journal(place, begun, writer))
+        shutil.move(place / STATISTICS, aside)
+    return load_statistics(path)
 
 
 def check_windows(config: ModelConfig, windows: Int[np.ndarray, "windows length"]) -> None:

@@ -1,9 +1,15 @@
 """A stack of arrays that overflows to disk: where the inputs of all blocks wait for the way back."""
 
+import math
 import tempfile
+from collections.abc import Sequence
+from pathlib import Path
 from typing import final
 
 import numpy as np
+
+Entry = tuple[int, tuple[int, ...], str]
+"""Where an array begins, its shape and its type."""
 
 IN_MEMORY_BYTES = 256 * 2**20
 """Up to here the stack stays in memory."""
@@ -18,6 +24,8 @@ class Spool:
 
     Args:
         in_memory_bytes: the size, :data:`IN_MEMORY_BYTES` by default.
+        file: keep all arrays in this file, which stays, so that another spool can go on from :attr:`entries`.
+        entries: what the file holds; nothing by default.
 
     Example:
         >>> with Spool() as spool:
@@ -27,9 +35,17 @@ class Spool:
         [[1. 1.]] [0 1 2]
     """
 
-    def __init__(self, in_memory_bytes: int = IN_MEMORY_BYTES):
-        self._file = tempfile.SpooledTemporaryFile(max_size=in_memory_bytes)  # noqa: SIM115
-        self._entries: list[tuple[int, tuple[int, ...], np.dtype]] = []
+    def __init__(
+        self, in_memory_bytes: int = IN_MEMORY_BYTES, *, file: Path | None = None, entries: Sequence[Entry] = ()
+    ):
+        if file is None:
+            self._file = tempfile.SpooledTemporaryFile(max_size=in_memory_bytes)  # noqa: SIM115
+        else:
+            self._file = open(file, "r+b" if entries else "w+b")  # noqa: SIM115
+        self._entries = list(entries)
+        if entries:
+            start, shape, dtype = entries[-1]
+            self._file.seek(start + math.prod(shape) * np.dtype(dtype).itemsize)
 
     def __enter__(self) -> "Spool":
         return self
@@ -40,9 +56,18 @@ class Spool:
     def __len__(self) -> int:
         return len(self._entries)
 
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """Where in the file the arrays lie, with their shapes and types."""
+        return tuple(self._entries)
+
+    def flush(self) -> None:
+        """What was pushed is in the file, should the process end here."""
+        self._file.flush()
+
     def push(self, array: np.ndarray) -> None:
         """Put an array on top."""
-        self._entries.append((self._file.tell(), array.shape, array.dtype))
+        self._entries.append((self._file.tell(), array.shape, array.dtype.str))
         self._file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
     def pop(self) -> np.ndarray:

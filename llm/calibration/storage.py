@@ -5,8 +5,9 @@ import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any, BinaryIO, final
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -59,15 +60,9 @@ def save_statistics(path: Path, statistics: Statistics, *, force: bool = False) 
         OccError: ``path`` exists (without ``force``) or cannot be written.
     """
     dtype = next(w.dtype for name, w in statistics.tensors.items() if name != TOKEN_COUNTS)
-    with statistics_writer(
-        path,
-        config=statistics.config,
-        num_tokens=statistics.num_tokens,
-        fingerprint=statistics.fingerprint,
-        fisher=statistics.has_fisher,
-        dtype=dtype,
-        force=force,
-    ) as write:
+    about: dict[str, Any] = {"fisher": statistics.has_fisher, "dtype": dtype}
+    about |= {name: getattr(statistics, name) for name in ("config", "num_tokens", "fingerprint")}
+    with atomic_file(path, force=force) as aside, statistics_writer(aside, **about) as write:
         for name in statistics.tensors:
             write(name, statistics.tensors[name])
 
@@ -81,34 +76,81 @@ def statistics_writer(
     fingerprint: Fingerprint,
     fisher: bool,
     dtype: np.dtype,
-    force: bool = False,
-) -> Iterator[Callable[[str, np.ndarray], None]]:
-    """Yield ``write(name, array)``, to be called once for every statistic in any order.
+    written: Collection[str] = (),
+) -> Iterator["StatisticsWriter"]:
+    """A writer into a new file at ``path``, or into one that an earlier writer has begun.
 
-    All shapes are known beforehand, so the header is written first and every tensor straight to its place.
+    Args:
+        path: a place that nobody reads before the end.
+        config, num_tokens, fingerprint: of the statistics.
+        fisher: whether there will be a Fisher.
+        dtype: of all but the counts.
+        written: statistics that the file holds already.
 
     Raises:
-        OccError: as :func:`~occ_llm.checkpoints.atomic.atomic_file`.
-        ValueError: an array has a wrong name, shape or dtype, or one is missing at the end.
+        ValueError: one is missing at the end.
     """
     shapes = statistic_shapes(config, fisher=fisher)
     dtypes = {name: np.dtype(np.int64) if name == TOKEN_COUNTS else np.dtype(dtype) for name in shapes}
     header, starts = _header(shapes, dtypes, _metadata(config, num_tokens, fingerprint))
-    missing = dict(shapes)
-    with atomic_file(path, force=force) as aside, open(aside, "wb") as stream:
-        stream.write(header)
+    with open(path, "r+b" if written else "wb") as stream:
+        if not written:
+            stream.write(header)
+        writer = StatisticsWriter(stream, shapes, dtypes, starts, written)
+        yield writer
+        if missing := writer.missing:
+            raise ValueError(f"{path}: {len(missing)} statistics were never written, the first is {missing[0]}")
 
-        def write(name: str, array: np.ndarray) -> None:
-            if missing.pop(name, None) != array.shape or array.dtype != dtypes[name]:
-                raise ValueError(f"{name} {array.shape} {array.dtype}: not a statistic that remains to be written")
-            stream.seek(starts[name])
-            stream.write(np.ascontiguousarray(array).view(np.uint8).data)
 
-        yield write
-        if missing:
-            raise ValueError(
-                f"{path}: {len(missing)} statistics were never written, the first is {next(iter(missing))}"
-            )
+@final
+class StatisticsWriter:
+    """Puts statistics to their places in a file, in any order: ``write(name, array)``, once for each.
+
+    All shapes are known beforehand, so the header is written first.
+
+    Args:
+        stream: the file, with its header.
+        shapes, dtypes, starts: of all statistics, by name.
+        written: those that the file holds already.
+    """
+
+    def __init__(
+        self,
+        stream: BinaryIO,
+        shapes: Mapping[str, tuple[int, ...]],
+        dtypes: Mapping[str, np.dtype],
+        starts: Mapping[str, int],
+        written: Collection[str],
+    ):
+        self._stream, self._shapes, self._dtypes, self._starts = stream, shapes, dtypes, starts
+        self._written = set(written)
+
+    @property
+    def written(self) -> list[str]:
+        """Names of what is in the file."""
+        return sorted(self._written)
+
+    @property
+    def missing(self) -> list[str]:
+        """Names of what remains to be written."""
+        return [name for name in self._shapes if name not in self._written]
+
+    def __call__(self, name: str, array: np.ndarray) -> None:
+        """Write a statistic.
+
+        Raises:
+            ValueError: it has a wrong name, shape or dtype, or has been written before.
+        """
+        known = name not in self._written and self._shapes.get(name) == array.shape
+        if not known or array.dtype != self._dtypes[name]:
+            raise ValueError(f"{name} {array.shape} {array.dtype}: not a statistic that remains to be written")
+        self._stream.seek(self._starts[name])
+        self._stream.write(np.ascontiguousarray(array).view(np.uint8).data)
+        self._written.add(name)
+
+    def flush(self) -> None:
+        """What was written is in the file, should the process end here."""
+        self._stream.flush()
 
 
 def load_statistics(path: Path) -> Statistics:

@@ -24,6 +24,7 @@ from . import blocks
 from .blocks import Residual, Sums
 from .head import label_bits
 from .moments import CompensatedSum
+from .position import Journal
 from .spool import Spool
 from .statistics import (
     HEAD_HESSIAN,
@@ -60,6 +61,7 @@ class Sweep:
         fisher_windows: windows, spread over the others, that go back; ``None`` = all.
         batch_tokens: tokens that go through a block at a time (at least one window does).
         dtype: of all computations and sums.
+        journal: keeps how far it has come, and says where to begin.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Sweep:
         fisher_windows: int | None = None,
         batch_tokens: int = BATCH_TOKENS,
         dtype: Any = np.float32,
+        journal: Journal | None = None,
     ):
         self._config, self._weights, self._key = config, weights, key
         self._dtype = np.dtype(dtype)
@@ -85,14 +88,16 @@ class Sweep:
         self._num_back = len(self._batches)
         if len(rest):
             self._batches += [slice(b.start + len(back), b.stop + len(back)) for b in batches_of(rest, batch_tokens)]
-        self._stream: list[Residual] = []
+        self._journal = journal or Journal()
+        self._stream: list[Residual] = [jnp.asarray(x) for x in self._journal.begun.stream]
         self._write_finished = write
 
     def there(self, progress: Progress) -> None:
         """Forward only: second moments of all inputs, and the counts of the tokens."""
-        self._embed()
-        for layer in progress(range(self._config.num_layers)):
+        begun = self._begin()
+        for layer in progress(range(begun, self._config.num_layers)):
             self._forward(layer)
+            self._journal.save(layer + 1, self._stream)
         names = {"hessian": HEAD_HESSIAN}
         sums, norm = self._sums(names), {"gain": self._tensor(FINAL_NORM)}
         for x in self._stream:
@@ -101,21 +106,27 @@ class Sweep:
 
     def there_and_back(self, progress: Progress) -> None:
         """Forward, labels, backward: everything that :func:`statistic_shapes` names."""
-        self._embed()
-        depth = self._config.num_layers
-        with Spool() as spool:
-            for step in progress(range(2 * depth + 1)):
+        begun, depth = self._begin(), self._config.num_layers
+        with self._journal.spool() as spool:
+            for step in progress(range(begun, 2 * depth + 1)):
                 if step < depth:
                     self._forward(step, spool)
                 elif step == depth:
                     self._turn()
                 else:
                     self._back(2 * depth - step, spool)
+                self._journal.save(step + 1, self._stream, spool)
         names = {"fisher": fisher_name(EMBEDDING)}
         sums = self._sums(names)
         for gradient in self._stream:
             sums = blocks.observe_embedding(sums, gradient)
         self._write(sums, names, self._back_size)
+
+    def _begin(self) -> int:
+        """The first step; before all steps the tokens are embedded."""
+        if not (begun := self._journal.begun.steps):
+            self._embed()
+        return begun
 
     def _embed(self) -> None:
         counts = np.bincount(self._windows.ravel(), minlength=self._config.vocab_size)

@@ -17,9 +17,11 @@ References:
     of the parameters that stay in floats, towards the original's outputs).
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,10 +30,13 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
+from occ_jax.learned.progress import fingerprint, read_state, write_state
+
 from ..config import ModelConfig
 from ..model import LINEARS, LanguageModel, attach_factor, mean_divergence, observe, projection_rows
 from ..model import head as output_matrix
 from ..roles import ATTENTION_NORM, FINAL_NORM, MLP_NORM
+from ..scratch import Clock
 
 KEPT_BYTES = 2 << 30
 """Activations that are kept for the backward pass; where they would take more, blocks are computed a second time."""
@@ -103,6 +108,7 @@ def finish(
     settings: FinishSettings,
     *,
     final_gain: bool,
+    state: Path | None = None,
     progress: Callable[[Iterable], Iterable] = lambda steps: steps,
 ) -> Tuned:
     """Tune row factors and gains of a quantized network.
@@ -112,18 +118,28 @@ def finish(
         target: the original's predictions on calibration windows; they are visited in turn, in shuffled order.
         settings: how long and how fast.
         final_gain: whether the gain of the final norm is one of the parameters.
+        state: a file, for this model and target alone, that keeps how far the tuning has come: it goes on from there,
+            to the same result.
         progress: wraps the steps to show how far the work has come.
     """
     parameters = _initial(model, final_gain)
-    state = _optimizer(settings).init(parameters)
+    tuning = parameters, _optimizer(settings).init(parameters), np.zeros(settings.steps, np.float32)
+    identity = fingerprint(settings.steps, jax.random.key(0), tuning)
+    done = 0
+    if state is not None:
+        with contextlib.suppress(ValueError):  # what cannot be read is done again
+            done, tuning = read_state(state, tuning, identity)
     remat = activation_bytes(model.config, target.tokens.shape[1]) > KEPT_BYTES
     step = partial(_step, graphdef=model.graphdef, settings=settings, remat=remat)
-    log = []
-    for window in progress(list(visits(len(target.tokens), settings.steps))):
+    (parameters, moments, kl), clock = tuning, Clock()
+    kl = np.array(kl)
+    for window in progress(list(visits(len(target.tokens), settings.steps))[done:]):
         tokens, hidden = jnp.asarray(target.tokens[window]), jnp.asarray(target.hidden[window])
-        parameters, state, divergence = step(parameters, state, model.params, target.head, tokens, hidden)
-        log.append(float(divergence))
-    return _tuned(model, jax.tree.map(np.asarray, parameters), np.asarray(log))
+        parameters, moments, kl[done] = step(parameters, moments, model.params, target.head, tokens, hidden)
+        done += 1
+        if state is not None and (done == settings.steps or clock.strikes()):
+            write_state(state, done, (parameters, moments, kl), identity)
+    return _tuned(model, jax.tree.map(np.asarray, parameters), kl)
 
 
 def _optimizer(settings: FinishSettings) -> optax.GradientTransformation:

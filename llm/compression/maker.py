@@ -217,7 +217,7 @@ class Maker:
         """Every tensor of the file at a step."""
         if self._made is None or self._made[0] != step:
             coded = self.coded(step)
-            self._made = step, self._tuned(coded) if self.finishes else coded
+            self._made = step, self._tuned(step, coded) if self.finishes else coded
         return self._made[1]
 
     def _size(self, step: float, coded: dict[str, CodedTensor]) -> float:
@@ -243,7 +243,7 @@ class Maker:
     def _original(self) -> LanguageModel:
         return LanguageModel.from_weights(self._checkpoint.config, self._checkpoint.weights)
 
-    def _tuned(self, coded: dict[str, CodedTensor]) -> dict[str, CodedTensor]:
+    def _tuned(self, step: float, coded: dict[str, CodedTensor]) -> dict[str, CodedTensor]:
         assert self._tokens is not None
         settings = FinishSettings(steps=self._settings.finish_steps)
         if self._target is None:
@@ -256,6 +256,7 @@ class Maker:
                 self._target,
                 settings,
                 final_gain=BASIS not in coded,
+                state=self._staging.finishing(step),
                 progress=lambda steps: self._track(steps, "finish"),
             )
         return _apply(tuned, coded)

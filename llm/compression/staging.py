@@ -28,8 +28,8 @@ _PROCEDURE = 10  # part of the name of a compression: to be raised when the same
 class Staging:
     """A directory that holds what one compression has found out until its file is written.
 
-    These are the allocations that were asked for, what files at earlier steps have measured, and the finished tensors
-    of the file that is being made.
+    These are the allocations that were asked for, what files at earlier steps have measured, the finished tensors of
+    the file that is being made, and how far its tuning has come.
 
     Args:
         directory: a place for this compression alone; see :func:`staging_directory`.
@@ -69,6 +69,10 @@ class Staging:
             known[key] = list(measure())
             self._replace(file, known)
         return tuple(known[key])
+
+    def finishing(self, step: float) -> Path:
+        """Where the tuning of the file at a step keeps how far it has come."""
+        return self._directory / f"finishing-{step.hex()}.safetensors"
 
     def part(self, name: str) -> "Staging":
         """A place of its own for work that comes before this one's; it goes with it."""

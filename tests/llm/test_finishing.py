@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from occ_llm import scratch
+from occ_llm.checkpoints.compressed import CONTAINER
 from occ_llm.compression import Settings, compress, finishing
 from occ_llm.compression.finishing import FinishSettings, finish, predict
 from occ_llm.model import LanguageModel
@@ -80,6 +82,62 @@ def test_the_same_twice(toy_config, toy_weights, toy_tokens):
     first, second = (finish(model, target, settings, final_gain=True) for _ in range(2))
     jax.tree.map(np.testing.assert_array_equal, (first.row_factors, first.gains), (second.row_factors, second.gains))
     assert jnp.isfinite(first.kl).all()
+
+
+def stopping(after):
+    """Progress that is interrupted when some steps are finished, and how many were left."""
+    left = []
+
+    def progress(steps):
+        left.append(len(steps))
+        for count, step in enumerate(steps):
+            if count == after:
+                raise KeyboardInterrupt
+            yield step
+
+    return left, progress
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_an_interrupted_tuning_goes_on_to_the_same_result(
+    damaged, toy_config, toy_weights, toy_tokens, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(scratch, "SAVE_SECONDS", 0.0)
+    config, state = toy_config(), tmp_path / "state"
+    _, wrong = distorted(toy_weights(config), np.random.default_rng(2))
+    model = LanguageModel.from_weights(config, wrong)
+    target = predict(LanguageModel.from_weights(config, toy_weights(config)), toy_tokens[:2, :32])
+    settings = dataclasses.replace(SETTINGS, steps=5)
+    whole = finish(model, target, settings, final_gain=True)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            finish(model, target, settings, final_gain=True, state=state, progress=stopping(2)[1])
+    if damaged:
+        state.write_bytes(state.read_bytes()[:-3])
+    for expected in (5 if damaged else 1, 0):
+        left, progress = stopping(None)
+        found = finish(model, target, settings, final_gain=True, state=state, progress=progress)
+        assert left == [expected]
+        jax.tree.map(np.testing.assert_array_equal, (found.row_factors, found.gains), (whole.row_factors, whole.gains))
+        np.testing.assert_array_equal(found.kl, whole.kl)
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_a_file_that_is_interrupted_while_it_is_tuned(toy, toy_statistics, text, tmp_path, monkeypatch):
+    monkeypatch.setattr(scratch, "SAVE_SECONDS", 0.0)
+    settings = Settings(step=0.05, states=1, finish="always", finish_steps=3)
+    left, progress = stopping(2)
+
+    def interrupt(steps, label):
+        return progress(steps) if label == "finish" else steps
+
+    with pytest.raises(KeyboardInterrupt):
+        compress(toy, tmp_path / "a", toy_statistics, settings, tokens=text, track=interrupt)
+    compress(toy, tmp_path / "a", toy_statistics, settings, tokens=text, track=interrupt)
+    assert left == [3, 1]
+    assert not list((tmp_path / "cache").rglob("finishing*")), "nothing is left behind"
+    compress(toy, tmp_path / "b", toy_statistics, settings, tokens=text)
+    assert (tmp_path / "a" / CONTAINER).read_bytes() == (tmp_path / "b" / CONTAINER).read_bytes()
 
 
 @pytest.mark.usefixtures("own_cache")

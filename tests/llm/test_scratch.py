@@ -7,7 +7,8 @@ import sys
 
 import pytest
 from occ_llm.cli.main import interrupt_when_stopped
-from occ_llm.scratch import scratch, unfinished
+from occ_llm.errors import OccError
+from occ_llm.scratch import resumable, scratch, unfinished
 
 pytestmark = [pytest.mark.usefixtures("own_cache")]
 
@@ -40,6 +41,51 @@ def test_what_a_killed_process_has_left_goes_and_what_others_use_stays(root):
     with scratch("mine"), scratch("second"):
         names = sorted(place.name.split("-")[0] for place in (root / "scratch").iterdir())
     assert names == ["begun", "elsewhere", "mine", "second"]
+
+
+def leave(error):
+    with resumable("work") as place:
+        (place / "part").write_text("x")
+        raise error
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_resumable_work_is_found_as_it_was_left_and_goes_when_it_ends(error):
+    with pytest.raises(error):
+        leave(error)
+    with resumable("other") as other:
+        assert not list(other.glob("part"))
+    with resumable("work") as again:
+        assert (again / "part").read_text() == "x"
+    assert not list(unfinished().iterdir())
+
+
+def test_work_that_cannot_go_on_is_forgotten():
+    with pytest.raises(OccError, match="stop"):
+        leave(OccError("stop"))
+    assert not list(unfinished().iterdir())
+
+
+def test_two_at_the_same_work_do_not_meet(root):
+    with resumable("work") as first:
+        (first / "part").write_text("x")
+        with resumable("work") as second:
+            assert second.is_relative_to(root / "scratch")
+            assert not list(second.iterdir())
+        assert (first / "part").read_text() == "x"
+    assert not list(unfinished().iterdir())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="nobody asks for processes elsewhere")
+def test_what_a_killed_process_was_at_is_taken_over():
+    code = (
+        "import os, signal; from occ_llm.scratch import resumable\n"
+        "with resumable('work') as place: (place / 'part').write_text('x'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=False)
+    with resumable("work") as place:
+        assert place.is_relative_to(unfinished())
+        assert (place / "part").read_text() == "x"
 
 
 def test_unfinished_work_waits_for_a_month(root):

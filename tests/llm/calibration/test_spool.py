@@ -51,6 +51,21 @@ def test_an_array_that_is_not_contiguous_comes_back_whole():
         np.testing.assert_array_equal(spool.pop(), x)
 
 
+@given(st.lists(arrays, min_size=1, max_size=4), st.lists(arrays, max_size=3))
+def test_another_spool_goes_on_in_the_same_file(tmp_path_factory, rows, lost):
+    file = tmp_path_factory.mktemp("spool") / "file"
+    with Spool(file=file) as spool:
+        for row in rows:
+            spool.push(row)
+        entries = spool.entries
+        for row in lost:
+            spool.push(row)
+    with Spool(file=file, entries=entries) as spool:
+        spool.push(np.arange(3))
+        for row in (np.arange(3), *reversed(rows)):
+            np.testing.assert_array_equal(spool.pop(), row)
+
+
 def test_more_pops_than_pushes_are_an_error():
     with Spool() as spool, pytest.raises(IndexError):
         spool.pop()

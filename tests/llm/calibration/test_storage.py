@@ -65,8 +65,9 @@ def test_two_runs_write_the_same_bytes(config, calibrated, tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+@pytest.mark.usefixtures("own_cache")
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_an_interrupt_leaves_nothing_behind(config, calibrated, path, error):
+def test_an_interrupt_leaves_nothing_beside_the_output(config, calibrated, path, error):
     def stop(steps):
         for i, step in enumerate(steps):
             if i == 3:
@@ -79,7 +80,8 @@ def test_an_interrupt_leaves_nothing_behind(config, calibrated, path, error):
     assert not list(path.parent.iterdir())
 
 
-def test_the_writer_refuses_what_does_not_belong(config, calibrated, path):
+def test_the_writer_refuses_what_does_not_belong(config, calibrated, tmp_path):
+    path = tmp_path / "statistics"
     about = {"config": config, "num_tokens": 1, "fingerprint": calibrated[2].fingerprint}
     about |= {"fisher": False, "dtype": np.dtype(np.float32)}
     with pytest.raises(ValueError, match="not a statistic"), statistics_writer(path, **about) as write:
@@ -88,7 +90,6 @@ def test_the_writer_refuses_what_does_not_belong(config, calibrated, path):
         write("lm_head.hessian", np.zeros((12, 12)))
     with pytest.raises(ValueError, match="never written"), statistics_writer(path, **about) as write:
         write("lm_head.hessian", np.zeros((12, 12), np.float32))
-    assert not path.exists()
 
 
 def test_files_that_cannot_be_used(calibrated, path, tmp_path):
