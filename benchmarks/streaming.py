@@ -3,10 +3,10 @@
     python benchmarks/streaming.py
 
 A TinyLlama-shaped model with random bfloat16 weights is written in shards, then ``occ calibrate``, ``occ compress`` and
-``occ decompress`` run as processes of their own. The compression is interrupted after ``--interrupt-after`` seconds and
-started again; with ``--compare``, another one runs through, and the two files are compared byte for byte. Layers are
-streamed, so memory follows the largest matrix and the embedding, not the model. The last line on standard output is one
-JSON object with peak memory in bytes and seconds of every stage.
+``occ decompress`` run as processes of their own. Calibration and compression are interrupted after some seconds and
+started again; with ``--compare``, another one of each runs through, and the files are compared byte for byte. Layers
+are streamed, so memory follows the largest matrix and the embedding, not the model. The last line on standard output is
+one JSON object with peak memory in bytes and seconds of every stage.
 """
 
 import dataclasses
@@ -61,9 +61,9 @@ def stage(cache: Path, *arguments: str | Path, interrupt_after: float | None = N
     return result
 
 
-def digest(directory: Path) -> str:
-    """SHA-256 of the container."""
-    with open(directory / CONTAINER, "rb") as file:
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -72,6 +72,7 @@ def main(
     bits: float = 3.0,
     states: int = 8,
     windows: int = 2,
+    interrupt_calibration_after: float = 120.0,
     interrupt_after: float = 120.0,
     compare: bool = False,
     work: Path | None = None,
@@ -83,8 +84,10 @@ def main(
         bits: rate of the linear layers.
         states: of the trellis.
         windows: calibration windows of 1024 tokens.
+        interrupt_calibration_after: seconds until calibration is interrupted; it keeps how far it has come once a
+            minute.
         interrupt_after: seconds until the compression is interrupted.
-        compare: make the file a second time without an interrupt, and compare.
+        compare: make both files a second time without an interrupt, and compare.
         work: directory for about 10 GB; a temporary one by default.
     """
     config = dataclasses.replace(TINYLLAMA, num_layers=layers)
@@ -101,7 +104,11 @@ def main(
         )
         options = ["--bits", str(bits), "--states", str(states), "--finish", "never"]
         calibration = ["--calibration-windows", str(windows)]
-        stages = {"calibrate": stage(cache, "calibrate", model, *calibration)}
+        measured = place / "statistics.safetensors"
+        calibrate = ["calibrate", *calibration, model, measured]
+        stages = {"calibration interrupted": stage(cache, *calibrate, interrupt_after=interrupt_calibration_after)}
+        stages["calibration resumed"] = stage(cache, *calibrate)
+        calibration += ["--statistics", str(measured)]
         compress = ["compress", model, place / "small", *options, *calibration]
         stages["interrupted"] = stage(cache, *compress, interrupt_after=interrupt_after)
         stages["resumed"] = stage(cache, *compress)
@@ -112,8 +119,11 @@ def main(
             "file_bytes": (place / "small" / CONTAINER).stat().st_size,
         }
         if compare:
-            stages["uninterrupted"] = stage(cache, "compress", model, place / "again", *options, *calibration)
-            summary["identical"] = digest(place / "small") == digest(place / "again")
+            again = [place / "again", place / "again.safetensors"]
+            stages["calibration uninterrupted"] = stage(cache, *calibrate[:-1], again[1])
+            stages["uninterrupted"] = stage(cache, "compress", model, again[0], *options, *calibration)
+            pairs = [(place / "small" / CONTAINER, again[0] / CONTAINER), (measured, again[1])]
+            summary["identical"] = all(digest(one) == digest(other) for one, other in pairs)
     summary |= {name: dataclasses.asdict(result) for name, result in stages.items()}
     summary["peak_memory_bytes"] = max(result.peak_memory_bytes for result in stages.values())
     print(json.dumps(summary))

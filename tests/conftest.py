@@ -13,15 +13,16 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 4)
 
 MOST_MAPS = 20_000
-LESS_OPTIMIZATION = "--xla_backend_optimization_level=1"
+QUICK = "--xla_backend_optimization_level=0 --xla_cpu_multi_thread_eigen=false"
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """What one process has compiled, no other compiles again: neither a second worker nor a command under test.
 
-    Most functions run once and for a moment, so they are compiled with less optimization.
+    Most functions run once and for a moment, so they are compiled without optimization, and the workers have the cores
+    for each other: products that want all of them wait for a worker that has one.
     """
-    os.environ.setdefault("XLA_FLAGS", LESS_OPTIMIZATION)
+    os.environ.setdefault("XLA_FLAGS", QUICK)
     place = str(config.cache.mkdir("compiled")) if config.cache else None
     if place and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = place
