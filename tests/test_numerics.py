@@ -32,7 +32,7 @@ def test_straight_through_round_is_exact_for_large_values():
 def test_soft_round_has_integers_and_halves_as_fixed_points(alpha):
     fixed = jnp.arange(-6, 7) / 2
     np.testing.assert_allclose(soft_round(fixed, alpha), fixed, atol=1e-5)
-    assert (jnp.diff(soft_round(X, alpha)) >= 0).all()
+    assert (jnp.diff(soft_round(X, alpha)) > -1e-6).all(), "monotone but for rounding"
 
 
 def test_soft_round_limits():
