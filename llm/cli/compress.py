@@ -77,10 +77,12 @@ class CalibrationText:
             )
         held = spread(len(tokens), hold_back)
         rest = np.delete(tokens, held, axis=0)
+        calibration, finishing = (spread(len(rest), most) for most in (self.calibration_windows, self.finish_windows))
         return CalibrationTokens(
-            calibration=rest[spread(len(rest), self.calibration_windows)],
-            finishing=rest[spread(len(rest), self.finish_windows)],
+            calibration=rest[calibration],
+            finishing=rest[finishing],
             held_back=tokens[held] if hold_back else None,
+            unseen=np.delete(rest, np.union1d(calibration, finishing), axis=0),
         )
 
     def collect(

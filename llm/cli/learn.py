@@ -57,6 +57,7 @@ class Learn:
             statistics,
             self.settings,
             tokens.finishing,
+            unseen=tokens.unseen,
             start=None if begun is None else load_coordinates(begun, checkpoint.config, model_digest=model),
             progress=lambda label, total: terminal.progress(label, total=total),
             track=terminal.track,

@@ -40,11 +40,13 @@ class CalibrationTokens:
         calibration: windows on which the statistics are collected, once and, in sequence, again.
         finishing: windows on which row scales and gains are tuned.
         held_back: windows that nothing else has seen, on which a divergence is measured to meet a target.
+        unseen: what the text has beside these.
     """
 
     calibration: Int[np.ndarray, "windows length"]
     finishing: Int[np.ndarray, "tuned length"]
     held_back: Int[np.ndarray, "held length"] | None = None
+    unseen: Int[np.ndarray, "more length"] | None = None
 
 
 @final

@@ -36,6 +36,8 @@ from .quantized import Errors, error_factors, follows_coordinates, make_errors, 
 from .settings import LearnSettings
 from .train import Learned, OnChunk, train
 
+_MEASURED = 4  # windows of the training, where nothing better is at hand
+
 
 @pytree_dataclass
 class Lessons:
@@ -95,10 +97,18 @@ class EndToEnd:
         order = np.array(list(visits(len(target.tokens), settings.num_steps)), np.int32)
         self._lessons = Lessons(jnp.asarray(target.tokens), jnp.asarray(target.hidden), jnp.asarray(order))
 
-    def measure(self, coordinates: Coordinates, *, windows: int = 4) -> float:
-        """Divergence of the moved and quantized network on the first windows, nats per token."""
+    def measure(self, coordinates: Coordinates, trial: Target | None = None) -> float:
+        """Divergence of the moved and quantized network, nats per token.
+
+        Args:
+            coordinates: to measure in.
+            trial: windows to measure on, with the predictions of the original; some of the training by default.
+        """
         shared, stack = stacked(self._model.config, coordinates)
-        seen = self._lessons.tokens[:windows], self._lessons.hidden[:windows]
+        lessons = self._lessons
+        seen = lessons.tokens[:_MEASURED], lessons.hidden[:_MEASURED]
+        if trial is not None:
+            seen = jnp.asarray(trial.tokens), jnp.asarray(trial.hidden)
         keys = jax.random.split(jax.random.key(self._settings.seed), len(seen[0]))
         found = _measured(
             self._model.graphdef, self.objective, shared, stack, self._network, *seen, keys, self._model.config

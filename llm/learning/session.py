@@ -17,10 +17,10 @@ from jaxtyping import Array, Int
 
 from occ_jax.learned import FitLog, RateDistortion
 
-from ..calibration import Statistics
+from ..calibration import Statistics, spread
 from ..calibration.fingerprint import text_digest
 from ..checkpoints import Checkpoint
-from ..compression.finishing import cut_shorter, predict
+from ..compression.finishing import Target, cut_shorter, predict
 from ..compression.network import as_decoded, stored_bits
 from ..coordinates import Coordinates, choose_coordinates
 from ..errors import OccError, said_of
@@ -40,6 +40,9 @@ from .settings import LearnSettings
 from .train import Learned, first_parameters
 
 _PROCEDURE = 8  # part of the name of an unfinished training: to be raised when the same settings train otherwise
+
+TRIAL_WINDOWS = 8
+"""Windows, unseen by the training, on which a divergence is measured before and after it."""
 
 CONTROL_KEY = 1 << 16
 """Seed of the control's matrices, apart from all others."""
@@ -92,6 +95,8 @@ class Session:
         statistics: of the folded network in original coordinates, with the Fisher information.
         settings: of the training.
         tokens: calibration windows, for the end-to-end objectives and to time a pass.
+        unseen: other windows, on :data:`TRIAL_WINDOWS` of which the outcome of an end-to-end objective is measured;
+            without them, on windows of the training.
         start: coordinates in which training begins, if they were learned before (``settings.init`` is ``learned``).
         progress: shows how far a training has come.
         track: shows how far other work has come.
@@ -104,6 +109,7 @@ class Session:
         settings: LearnSettings,
         tokens: Int[np.ndarray, "windows length"],
         *,
+        unseen: Int[np.ndarray, "more size"] | None = None,
         start: Coordinates | None = None,
         progress: Progress,
         track: Callable[[Iterable, str], Iterator] = lambda rows, label: iter(rows),
@@ -111,6 +117,7 @@ class Session:
         self._checkpoint, self._statistics, self._settings = checkpoint, statistics, settings
         self._progress, self._track = progress, track
         self._tokens = cut_shorter(tokens, settings.window)
+        self._unseen = None if unseen is None or not len(unseen) else cut_shorter(unseen, settings.window)
         self._config = checkpoint.config
         if start is None:
             moment = statistics.residual_moment() if settings.init == "klt" else None
@@ -182,15 +189,21 @@ class Session:
             rates = Layerwise(self._config, problem, self._start, chosen)
             assert isinstance(rates.objective, Coded)
             objective = Coded(rates.objective.step)
-        target = predict(self._model, self._tokens, lambda rows: self._track(rows, "predict"))
+        target = self._predicted(self._tokens)
+        trial = None
+        if self._unseen is not None:
+            trial = self._predicted(self._unseen[spread(len(self._unseen), TRIAL_WINDOWS)])
         work = EndToEnd(self._model, problem, target, self._start, settings, objective)
         learned = self._trained(work.train, "learn")
         measured = {}
         for name, (place, form) in self._places(learned.coordinates).items():
             described = self._described(place, problem, *rates.measure(form))
-            measured[name] = described | {"distortion": work.measure(form)}
+            measured[name] = described | {"distortion": work.measure(form, trial)}
         seconds = pass_seconds(self._model, self._tokens[0])
         return Outcome(learned=learned, measured=measured, control=None, pass_seconds=seconds)
+
+    def _predicted(self, tokens: Int[np.ndarray, "windows length"]) -> Target:
+        return predict(self._model, tokens, lambda rows: self._track(rows, "predict"))
 
     def _problem(self, weights: Weights) -> Problem:
         settings = self._settings

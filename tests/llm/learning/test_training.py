@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from occ_llm.bench.integers import compress_integers
 from occ_llm.checkpoints import Checkpoint, load_checkpoint
+from occ_llm.cli.compress import CalibrationText
 from occ_llm.compression.finishing import predict
 from occ_llm.coordinates import Coordinates, choose_coordinates, rotate
 from occ_llm.evaluation import Reference, Windows, evaluate
@@ -35,9 +36,9 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 
 @pytest.fixture
 def session(toy, toy_statistics, toy_tokens):
-    def make(checkpoint: Checkpoint = toy, **fields) -> Session:
+    def make(checkpoint: Checkpoint = toy, unseen: np.ndarray | None = None, **fields) -> Session:
         settings = LearnSettings(**{"steps": 20, "window": 32, "learning_rate": 0.02} | fields)
-        return Session(checkpoint, toy_statistics, settings, toy_tokens, progress=silent)
+        return Session(checkpoint, toy_statistics, settings, toy_tokens, unseen=unseen, progress=silent)
 
     return make
 
@@ -194,6 +195,34 @@ def test_rate_and_divergence_together(session):
     assert outcome.measured["coded"]["bits"] < outcome.measured["original"]["bits"] + 0.05
     assert 0 < outcome.measured["coded"]["distortion"] < 1
     assert outcome.learned.log.bits.shape == (6,)
+
+
+def test_an_outcome_is_measured_on_windows_that_training_has_not_seen(session, toy_tokens):
+    chosen = {"objective": "kl", "bits": 4.0, "group_size": 16, "placements": ("residual",), "steps": 4}
+    without, none, beside = (
+        session(unseen=unseen, **chosen).run() for unseen in (None, toy_tokens[:0], toy_tokens[:, ::-1].copy())
+    )
+    for other in (none, beside):
+        jax.tree.map(np.testing.assert_array_equal, other.learned.parameters, without.learned.parameters)
+    measured = [{name: found["distortion"] for name, found in o.measured.items()} for o in (without, none, beside)]
+    assert measured[0] == measured[1]
+    for name, found in measured[2].items():
+        assert found != measured[0][name]
+        assert found == pytest.approx(measured[0][name], rel=0.5)
+
+
+def test_text_that_nothing_takes_is_unseen(toy, tmp_path):
+    file = tmp_path / "text"
+    file.write_text("".join(chr(97 + n % 26) + chr(97 + n // 26 % 26) for n in range(676)))
+    whole = CalibrationText(text=file, calibration_windows=6, finish_windows=4, calibration_window=16)
+    tokens = whole.tokens(toy, hold_back=3)
+    assert tokens.held_back is not None
+    assert tokens.unseen is not None
+    parts = [{tuple(row) for row in part} for part in (tokens.unseen, tokens.held_back, tokens.calibration)]
+    assert [len(part) for part in parts[1:]] == [3, 6]
+    assert not parts[0] & (parts[1] | parts[2] | {tuple(row) for row in tokens.finishing})
+    assert parts[0]
+    assert not len(dataclasses.replace(whole, calibration_windows=999).tokens(toy).unseen)
 
 
 def test_the_embedding_counts_end_to_end(turned, session):
