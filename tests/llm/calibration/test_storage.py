@@ -1,5 +1,6 @@
 """Statistics on disk, and when they may be used again."""
 
+import contextlib
 import dataclasses
 import json
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from occ_llm.calibration import calibrate, fingerprint, load_or_calibrate, load_statistics, save_statistics
 from occ_llm.calibration.storage import statistics_writer
+from occ_llm.checkpoints.atomic import atomic_file
 from occ_llm.errors import OccError
 from occ_llm.folding import fold_norms
 from safetensors import safe_open
@@ -80,16 +82,21 @@ def test_an_interrupt_leaves_nothing_beside_the_output(config, calibrated, path,
     assert not list(path.parent.iterdir())
 
 
-def test_the_writer_refuses_what_does_not_belong(config, calibrated, tmp_path):
-    path = tmp_path / "statistics"
+def test_the_writer_refuses_what_does_not_belong(config, calibrated, path):
+    @contextlib.contextmanager
+    def writer():
+        with atomic_file(path) as aside, statistics_writer(aside, **about) as write:
+            yield write
+
     about = {"config": config, "num_tokens": 1, "fingerprint": calibrated[2].fingerprint}
     about |= {"fisher": False, "dtype": np.dtype(np.float32)}
-    with pytest.raises(ValueError, match="not a statistic"), statistics_writer(path, **about) as write:
+    with pytest.raises(ValueError, match="not a statistic"), writer() as write:
         write("model.layers.0.o_in.hessian", np.zeros((3, 3), np.float32))
-    with pytest.raises(ValueError, match="not a statistic"), statistics_writer(path, **about) as write:
+    with pytest.raises(ValueError, match="not a statistic"), writer() as write:
         write("lm_head.hessian", np.zeros((12, 12)))
-    with pytest.raises(ValueError, match="never written"), statistics_writer(path, **about) as write:
+    with pytest.raises(ValueError, match="never written"), writer() as write:
         write("lm_head.hessian", np.zeros((12, 12), np.float32))
+    assert not path.exists()
 
 
 def test_files_that_cannot_be_used(calibrated, path, tmp_path):
