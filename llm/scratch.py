@@ -87,13 +87,13 @@ def resumable(name: str) -> Iterator[Path]:
     if _is_abandoned(owner):
         owner.unlink(missing_ok=True)
     try:
-        owner.touch(exist_ok=False)
+        with open(owner, "x", encoding="utf-8") as claim:
+            claim.write(_this_process())
     except FileExistsError:
         with scratch(name) as apart:
             yield apart
         return
     try:
-        owner.write_text(_this_process(), encoding="utf-8")
         yield place
     except OccError:
         shutil.rmtree(place, ignore_errors=True)
