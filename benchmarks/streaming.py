@@ -52,7 +52,7 @@ def stage(cache: Path, *arguments: str | Path, interrupt_after: float | None = N
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     if interrupt_after is not None:
         time.sleep(interrupt_after)
-        process.send_signal(signal.SIGINT)
+        os.kill(process.pid, signal.SIGINT)  # one that has ended is not waited for yet, so its usage is not lost
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     seconds = time.perf_counter() - start
