@@ -3,6 +3,7 @@
     python benchmarks/gaussian.py > gaussian.json
     python benchmarks/scaling.py > scaling.json
     python benchmarks/stored_rotations.py > stored_rotations.json
+    python benchmarks/learning.py > learning.json
     python scripts/update_benchmarks.py *.json                       # take over what is in files, write the page
     python scripts/update_benchmarks.py --check                      # exit code 1 unless page and record say the same
 
@@ -123,7 +124,25 @@ def stored_rotations(result: Mapping[str, Any]) -> list[str]:
     ]
 
 
-SECTIONS = {"gaussian": gaussian, "scaling": scaling, "stored_rotations": stored_rotations}
+def learning(result: Mapping[str, Any]) -> list[str]:
+    """What a step of learning takes: layer by layer, and end to end for some numbers of windows."""
+    names = {"scales": "layer by layer", "kl": "end to end"}
+    lines = [
+        (names[row["objective"]], f"{row['windows'] * result['window']:,}", f"{row['ratio']:.2f}")
+        for row in result["rows"]
+    ]
+    return [
+        "## What a step of learning takes",
+        "",
+        f"The time of a step on `{result['model']}` against that of a forward and a backward pass of the network,",
+        "without any transform, over the tokens of the step (layer by layer, where it reads none, over one window).",
+        "`python benchmarks/learning.py`",
+        "",
+        table(("training", "tokens", "time against the passes"), lines),
+    ]
+
+
+SECTIONS = {"gaussian": gaussian, "scaling": scaling, "stored_rotations": stored_rotations, "learning": learning}
 
 
 def page(record: Mapping[str, Any]) -> str:

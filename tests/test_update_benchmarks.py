@@ -42,6 +42,13 @@ def test_what_a_stored_rotation_saves_stands_beside_what_it_takes():
     assert "| `q_proj` | butterfly | 0.0300 | 0.0500 | 0.0100 | 0 of 3 |" in lines[-1]
 
 
+def test_a_step_of_learning_stands_against_passes_over_its_tokens():
+    rows = [{"objective": "scales", "windows": 1, "ratio": 0.321}, {"objective": "kl", "windows": 4, "ratio": 1.456}]
+    lines = script.learning({"model": "tiny", "window": 512, "rows": rows})
+    assert "| layer by layer | 512 | 0.32 |" in lines[-1]
+    assert "| end to end | 2,048 | 1.46 |" in lines[-1]
+
+
 @pytest.mark.parametrize(("content", "message"), [("", "no line of JSON"), ('{"benchmark": "rans"}', "not rans")])
 def test_other_files_are_refused(content, message, tmp_path):
     (tmp_path / "x.json").write_text(content)

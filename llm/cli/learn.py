@@ -140,7 +140,7 @@ def _show(terminal: Terminal, outcome: Outcome, title: str) -> None:
     if outcome.control is not None:
         rows += [(f"of the control, {name}", value) for name, value in outcome.control.gain.items()]
     step, single = outcome.learned.seconds_per_step, outcome.pass_seconds
-    rows += [("seconds per step", step), ("seconds of a forward and backward pass", single)]
+    rows += [("seconds per step", step), ("seconds of a forward and backward pass over its tokens", single)]
     if step is not None and single:
         rows.append(("a step relative to a pass", step / single))
     terminal.table(f"{title}: result", ("quantity", "value"), rows)

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from occ_jax._pytree import pytree_dataclass
-from occ_jax.learned import RateDistortion, Step
+from occ_jax.learned import RateDistortion, Step, mean_over_batch
 from occ_jax.transforms import Transform
 
 from ..compression.finishing import KEPT_BYTES, Target, activation_bytes, visits
@@ -46,12 +46,12 @@ class Lessons:
     Attributes:
         tokens: the windows.
         hidden: the original's final hidden states.
-        order: window of each step.
+        order: windows of each step.
     """
 
     tokens: Int[Array, "windows length"]
     hidden: Float[Array, "windows length width"]
-    order: Int[Array, " steps"]
+    order: Int[Array, "steps batch"]
 
 
 @pytree_dataclass
@@ -94,8 +94,9 @@ class EndToEnd:
     ):
         self._model, self._start, self._settings, self.objective = model, start, settings, objective
         self._network = make_network(model, problem, objective)
-        order = np.array(list(visits(len(target.tokens), settings.num_steps)), np.int32)
-        self._lessons = Lessons(jnp.asarray(target.tokens), jnp.asarray(target.hidden), jnp.asarray(order))
+        order = list(visits(len(target.tokens), settings.num_steps * settings.batch))
+        order = jnp.asarray(order, jnp.int32).reshape(settings.num_steps, settings.batch)
+        self._lessons = Lessons(jnp.asarray(target.tokens), jnp.asarray(target.hidden), order)
 
     def measure(self, coordinates: Coordinates, trial: Target | None = None) -> float:
         """Divergence of the moved and quantized network, nats per token.
@@ -132,8 +133,8 @@ class EndToEnd:
         def loss(parameters: Parameters, data: tuple[Objective, Folded, Lessons, Errors], step: Step) -> RateDistortion:
             objective, network, lessons, errors = data
             residual, blocks = shared_and_blocks(config, parameters)
-            window = lessons.order[step.index]
-            tokens, hidden = lessons.tokens[window], lessons.hidden[window]
+            windows = lessons.order[step.index]
+            tokens, hidden = lessons.tokens[windows], lessons.hidden[windows]
             noise_key, rate_key = jax.random.split(step.key)
             kl = divergence(
                 config, graphdef, objective, start, residual, blocks, network, errors, tokens, hidden, noise_key
@@ -200,11 +201,13 @@ def divergence(
     blocks: BlockCoordinates,
     network: Folded,
     errors: Errors,
-    tokens: Int[Array, " length"],
-    hidden: Float[Array, "length width"],
+    tokens: Int[Array, "batch length"],
+    hidden: Float[Array, "batch length width"],
     key: Key[Array, ""],
 ) -> Float[Array, ""]:
-    """Divergence of the moved and quantized network from the original on one window, nats per token.
+    """Divergence of the moved and quantized network from the original on some windows, nats per token.
+
+    Matrices are moved and quantized once for all of the windows, which the network then sees one by one.
 
     Args:
         config: architecture.
@@ -215,7 +218,7 @@ def divergence(
         blocks: what the blocks have of their own, as a stack.
         network: folded, in original coordinates.
         errors: by :func:`errors_of`, in these coordinates or in some nearby.
-        tokens: a window.
+        tokens: the windows.
         hidden: the original's final hidden states there.
         key: source of the noise.
     """
@@ -223,18 +226,30 @@ def divergence(
     place, matrices = partial(with_block, start, residual), network.problem.blocks
     biases = {linear: network.params["blocks"][linear] for linear in LINEARS}
     moved = quantized_blocks(config, objective, place, blocks, matrices, errors, biases, key)
+    remat = activation_bytes(config, tokens.shape[1]) > KEPT_BYTES
+    loss = partial(_divergence_of_window, graphdef, remat)
+    return mean_over_batch(loss, (moved, basis), (network.params, network.head), (tokens, hidden))
+
+
+def _divergence_of_window(
+    graphdef: Any,
+    remat: bool,
+    quantized: tuple[dict[str, Any], Transform],
+    original: tuple[Any, Float[Array, "vocab width"]],
+    window: tuple[Int[Array, " length"], Float[Array, "length width"]],
+) -> Float[Array, ""]:
+    """The same on one window, of linear layers that are moved and quantized."""
+    (moved, basis), (params, head), (tokens, hidden) = quantized, original, window
     # Only the rows of the embedding that occur enter the stream; they are numbered by position.
-    params = {
-        **network.params,
-        "embedding": basis.forward(network.params["embedding"][tokens]),
-        "blocks": {**network.params["blocks"], **moved},
-        "norm": {"gain": jnp.ones_like(network.params["norm"]["gain"])},
+    run = {
+        **params,
+        "embedding": basis.forward(params["embedding"][tokens]),
+        "blocks": {**params["blocks"], **moved},
+        "norm": {"gain": jnp.ones_like(params["norm"]["gain"])},
     }
-    length = tokens.shape[0]
-    remat = activation_bytes(config, length) > KEPT_BYTES
-    states, _ = observe(graphdef, params, jnp.arange(length)[None], reduce=lambda taps: None, remat=remat)
-    states = basis.inverse(states[0]) * network.params["norm"]["gain"][None, :]
-    return mean_divergence(states, network.head, hidden, network.head)
+    states, _ = observe(graphdef, run, jnp.arange(len(tokens))[None], reduce=lambda taps: None, remat=remat)
+    states = basis.inverse(states[0]) * params["norm"]["gain"][None, :]
+    return mean_divergence(states, head, hidden, head)
 
 
 @partial(jax.jit, static_argnames=("config", "graphdef"))
@@ -252,6 +267,9 @@ def _measured(
     errors = errors_of(config, objective, shared, None, stack, network)
 
     def of_window(window: tuple[Array, Array, Array]) -> Array:
-        return divergence(config, graphdef, objective, shared, None, stack, network, errors, *window)
+        tokens, hidden, key = window
+        return divergence(
+            config, graphdef, objective, shared, None, stack, network, errors, tokens[None], hidden[None], key
+        )
 
     return jax.lax.map(of_window, (tokens, hidden, keys))

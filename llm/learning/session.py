@@ -61,7 +61,7 @@ class Outcome:
             the same coordinates (a basis that is stored is rounded). Bits per weight count the transforms that are
             stored with matrices, which ``transform_bits`` gives apart.
         control: the same training on Gaussian matrices: its log and what was measured; ``None`` if not asked for.
-        pass_seconds: a forward and a backward pass of the network on one window of :attr:`LearnSettings.window` tokens.
+        pass_seconds: a forward and a backward pass of the network on the tokens of a step, one window after the other.
     """
 
     learned: Learned
@@ -199,7 +199,7 @@ class Session:
         for name, (place, form) in self._places(learned.coordinates).items():
             described = self._described(place, problem, *rates.measure(form))
             measured[name] = described | {"distortion": work.measure(form, trial)}
-        seconds = pass_seconds(self._model, self._tokens[0])
+        seconds = settings.batch * pass_seconds(self._model, self._tokens[0])
         return Outcome(learned=learned, measured=measured, control=None, pass_seconds=seconds)
 
     def _predicted(self, tokens: Int[np.ndarray, "windows length"]) -> Target:

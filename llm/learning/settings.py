@@ -52,7 +52,9 @@ class LearnSettings:
     learning_rate: float = 0.003
     """At the beginning; falls to zero along a cosine."""
     window: int = 512
-    """Tokens of a step, with the divergence."""
+    """Tokens of a window, with the divergence."""
+    batch: int = 1
+    """Windows of a step, with the divergence. Matrices are moved and quantized once for all of them."""
     refresh: int = 8
     """End to end with integers, steps for which ranges and feedback stay as they were found: they change slowly."""
     row_share: float = 0.25
@@ -95,6 +97,10 @@ class LearnSettings:
         for option, share in (("--row-share", self.row_share), ("--block-share", self.block_share)):
             if not 0 < share <= 1:
                 raise OccError(f"{option} {share} is out of range: choose a number above 0, up to 1")
+        if self.batch < 1:
+            raise OccError(f"--batch {self.batch} shows a step nothing: choose 1 or more")
+        if self.batch > 1 and not self.end_to_end:
+            raise OccError(f"--batch goes with --objective kl or kl-coded: {self.objective} looks at no text")
         if self.refresh < 1:
             raise OccError(f"--refresh {self.refresh} is no number of steps: choose 1 or more")
         if not 0 < self.damping <= 1:

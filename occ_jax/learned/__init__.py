@@ -1,5 +1,6 @@
 """Learned coordinates: parametrised transforms, differentiable rates, and their training (which needs optax)."""
 
+from occ_jax.learned.accumulation import mean_over_batch
 from occ_jax.learned.control import gaussian_control
 from occ_jax.learned.feedback import column_costs, regressions
 from occ_jax.learned.fit import FitLog, Fitted, LossFn, Step, fit
@@ -58,6 +59,7 @@ __all__ = [
     "householder",
     "load_transforms",
     "materialize",
+    "mean_over_batch",
     "newton_schulz",
     "orthogonality_error",
     "regressions",

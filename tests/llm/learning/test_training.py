@@ -178,6 +178,17 @@ def test_learning_lowers_the_divergence_of_integers(end_to_end, feedback):
     assert after < 0.93 * before
 
 
+def test_a_batch_is_the_mean_of_its_windows(toy, toy_folded, toy_tokens, end_to_end):
+    """Rounding to the nearest has no draw: a step's divergence is the mean of that of its windows."""
+    objective, tokens = Integers(2, 16), toy_tokens[:, :32]
+    start = choose_coordinates("hadamard", toy.config, key=KEY)
+    target = predict(LanguageModel.from_weights(toy.config, toy_folded), tokens)
+    whole = end_to_end(objective, placements=("residual",), steps=1, batch=len(tokens))
+    assert whole.train(key=KEY).log.distortion[0] == pytest.approx(whole.measure(start, target), rel=1e-4)
+    turns = end_to_end(objective, placements=("residual",), steps=len(tokens), batch=1, learning_rate=1e-12)
+    assert turns.train(key=KEY).log.distortion.mean() == pytest.approx(whole.measure(start, target), rel=1e-4)
+
+
 def test_noise_costs_what_the_step_says(toy_problem, toy, end_to_end):
     """Twice the step is four times the divergence, and half the number of weights in squared steps over twelve."""
     step = 2e-4

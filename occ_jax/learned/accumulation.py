@@ -1,0 +1,75 @@
+r"""The mean of a loss over a batch, with the memory of one of its elements.
+
+.. math::
+
+    L(\theta) = \frac1B \sum_{b=1}^{B} \ell(\theta, x_b)
+
+What a loop keeps for its way back grows with its rounds. Here the gradient of every element is taken while its
+activations are there, and only the sum stays (gradient accumulation). Whatever :math:`\theta` is made of, such as
+matrices that were moved and quantized, is made once for the whole batch, and the way back through it is gone once.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+
+def mean_over_batch(
+    loss: Callable[[Any, Any, Any], Float[Array, ""]], params: Any, constants: Any, batch: Any
+) -> Float[Array, ""]:
+    """Mean of ``loss(params, constants, element)`` over the elements of a batch.
+
+    Differentiable in the floats of ``params``, once and in reverse mode; the gradients of all else are zero.
+
+    Args:
+        loss: a scalar; must not close over traced values.
+        params: any tree.
+        constants: what else the loss reads.
+        batch: a tree whose leaves share their first axis.
+
+    Example:
+        >>> def loss(w, scale, x):
+        ...     return scale * jnp.square(x @ w)
+        >>> x = jnp.asarray([[1.0, 0.0], [0.0, 2.0]])
+        >>> jax.grad(lambda w: mean_over_batch(loss, w, 0.5, x))(jnp.ones(2)).tolist()
+        [0.5, 2.0]
+    """
+    leaves, structure = jax.tree.flatten(params)
+    is_float = tuple(jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) for leaf in leaves)
+    floats = [leaf for leaf, chosen in zip(leaves, is_float) if chosen]
+    rest = [leaf for leaf, chosen in zip(leaves, is_float) if not chosen]
+
+    def of_floats(floats: list[Array], others: tuple[list[Array], Any], element: Any) -> Array:
+        rest, constants = others
+        sources = {True: iter(floats), False: iter(rest)}
+        return loss(jax.tree.unflatten(structure, [next(sources[chosen]) for chosen in is_float]), constants, element)
+
+    return _mean(of_floats, floats, (rest, constants), batch)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _mean(loss: Callable, floats: list[Array], others: Any, batch: Any) -> Array:
+    return jnp.mean(lax.map(partial(loss, floats, others), batch))
+
+
+def _with_gradient(loss: Callable, floats: list[Array], others: Any, batch: Any) -> tuple[Array, list[Array]]:
+    measure = jax.value_and_grad(loss)
+
+    def add(sums: Any, element: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, sums, measure(floats, others, element)), None
+
+    one = jax.eval_shape(measure, floats, others, jax.tree.map(lambda x: x[0], batch))
+    sums, _ = lax.scan(add, jax.tree.map(jnp.zeros_like, one), batch)
+    return jax.tree.map(lambda x: x / jax.tree.leaves(batch)[0].shape[0], sums)
+
+
+def _backward(loss: Callable, gradients: list[Array], cotangent: Array) -> tuple[list[Array], None, None]:
+    return [(cotangent * g).astype(g.dtype) for g in gradients], None, None
+
+
+_mean.defvjp(_with_gradient, _backward)
