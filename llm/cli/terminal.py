@@ -7,11 +7,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 _T = TypeVar("_T")
+
+_FOLDED = 20
+"""Characters of a word that are kept together, however narrow the terminal."""
+
+_PADDED = 3
+"""Characters around a cell: two of padding and one of its frame."""
 
 
 class Terminal:
@@ -49,15 +56,25 @@ class Terminal:
             yield lambda amount=1: bar.advance(task, amount)
 
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-        """Show a table; columns of numbers are lined up at the right, long texts wrap."""
+        """Show a table; columns of numbers are lined up at the right, long texts wrap, and no cell is cut short.
+
+        Where that takes more than the width of the terminal, the table is wider.
+        """
         rows = [tuple(row) for row in rows]
+        cells = [[_cell(value) for value in row] for row in rows]
         table = Table(title=title, title_justify="left", title_style="bold")
         for index, column in enumerate(columns):
             wordy = index > 0 and any(isinstance(row[index], str) for row in rows)
-            table.add_column(column, justify="left" if index == 0 or wordy else "right", no_wrap=not wordy)
-        for row in rows:
-            table.add_row(*(_cell(value) for value in row))
-        (self.notes if self.json_only else self._results).print(table)
+            texts = [column, *(row[index] for row in cells)]
+            pieces = [word[:_FOLDED] for text in texts for word in text.split()] if wordy else texts
+            justify, least = "left" if index == 0 or wordy else "right", max(map(cell_len, pieces))
+            table.add_column(column, justify=justify, no_wrap=not wordy, min_width=least, overflow="fold")
+        for row in cells:
+            table.add_row(*row)
+        console = self.notes if self.json_only else self._results
+        needed = sum((column.min_width or 0) + _PADDED for column in table.columns) + 1
+        table.width = needed if needed > console.width else None
+        console.print(table, crop=False)
 
     def result(self, fields: Any) -> None:
         """Put the result on standard output as one JSON object, if that is what was asked for."""
