@@ -1,10 +1,10 @@
 """Places on disk for work that does not fit in memory, and for work that an interrupt may leave unfinished.
 
-They lie in the user's cache, as temporary directories are often held in memory.
+They lie in the user's cache, as temporary directories are often held in memory. Whoever is at work in one of them holds
+a lock on a file in it, which the system releases when the process ends, however it ends.
 """
 
 import contextlib
-import os
 import platform
 import shutil
 import tempfile
@@ -13,13 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import final
 
+from filelock import FileLock, Timeout
+
 from .checkpoints.named import cache_directory
 from .errors import OccError
 
 SAVE_SECONDS = 60.0
 """Time between two states that long work keeps of itself: what an interrupt may cost."""
 
-_OWNER = "owner"
+_OWNER, _MACHINE = "owner", "machine"
 
 _DAYS_UNFINISHED = 30
 
@@ -48,12 +50,17 @@ def scratch(purpose: str) -> Iterator[Path]:
     """
     root = cache_directory() / "scratch"
     root.mkdir(parents=True, exist_ok=True)
-    for place in root.iterdir():
-        if _is_abandoned(place / _OWNER):
-            shutil.rmtree(place, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=f"{purpose}-", dir=root, ignore_cleanup_errors=True) as made:
-        (Path(made) / _OWNER).write_text(_this_process(), encoding="utf-8")
-        inside = Path(made) / "files"
+    with contextlib.ExitStack() as held:
+        # Nobody takes a directory for abandoned between its making and its lock.
+        with FileLock(root.with_suffix(".lock")):
+            for place in root.iterdir():
+                if _is_abandoned(place):
+                    shutil.rmtree(place, ignore_errors=True)
+            removed = tempfile.TemporaryDirectory(prefix=f"{purpose}-", dir=root, ignore_cleanup_errors=True)
+            made = Path(held.enter_context(removed))
+            (made / _MACHINE).write_text(platform.node(), encoding="utf-8")
+            held.enter_context(FileLock(made / _OWNER))
+        inside = made / "files"
         inside.mkdir()
         yield inside
 
@@ -72,51 +79,46 @@ def unfinished() -> Path:
 
 
 @contextlib.contextmanager
-def resumable(name: str) -> Iterator[Path]:
+def claimed(name: str) -> Iterator[Path]:
     """A directory for work that an interrupt may stop: whoever asks for the same name next finds it as it was left.
 
-    It is gone when the block ends, and when an :class:`~occ_llm.errors.OccError` says that going on has no sense. While
-    another process is at the same work it is left to that one, and the directory is a new one in :func:`scratch`.
+    While another process is at the same work it is left to that one, and the directory is a new one in :func:`scratch`.
 
     Args:
         name: of the work, by everything that its result depends on.
     """
     place = unfinished() / name
     place.mkdir(exist_ok=True)
-    owner = place / _OWNER
-    if _is_abandoned(owner):
-        owner.unlink(missing_ok=True)
-    try:
-        with open(owner, "x", encoding="utf-8") as claim:
-            claim.write(_this_process())
-    except FileExistsError:
-        with scratch(name) as apart:
-            yield apart
-        return
-    try:
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(FileLock(place / _OWNER, timeout=0))
+        except Timeout:
+            place = held.enter_context(scratch(name))
         yield place
-    except OccError:
+
+
+@contextlib.contextmanager
+def resumable(name: str) -> Iterator[Path]:
+    """The same, gone when the block ends, and when an :class:`~occ_llm.errors.OccError` says that nothing can go on.
+
+    Args:
+        name: of the work, by everything that its result depends on.
+    """
+    with claimed(name) as place:
+        try:
+            yield place
+        except OccError:
+            shutil.rmtree(place, ignore_errors=True)
+            raise
         shutil.rmtree(place, ignore_errors=True)
-        raise
-    except BaseException:
-        owner.unlink(missing_ok=True)
-        raise
-    shutil.rmtree(place, ignore_errors=True)
 
 
-def _this_process() -> str:
-    return f"{os.getpid()} {platform.node()}"
-
-
-def _is_abandoned(owner: Path) -> bool:
-    """Whether the process on this machine that a directory was made by is gone; never sure on Windows."""
+def _is_abandoned(place: Path) -> bool:
+    """Whether a directory was made by a process of this machine that is gone, or by another machine a month ago."""
     try:
-        pid, host = owner.read_text(encoding="utf-8").split(maxsplit=1)
-        if os.name != "posix" or host != platform.node():
-            return False
-        os.kill(int(pid), 0)  # asks whether it is there
-    except ProcessLookupError:
-        return True
-    except (OSError, ValueError):
-        return False  # being made just now, or somebody else's
-    return False
+        if (place / _MACHINE).read_text(encoding="utf-8") != platform.node():
+            return time.time() - place.stat().st_mtime > _DAYS_UNFINISHED * 24 * 3600
+        with FileLock(place / _OWNER, timeout=0):
+            return True
+    except (OSError, Timeout):
+        return False  # somebody's, or what else may lie here

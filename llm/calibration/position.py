@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from occ_jax.codec.container import write_whole
 
 from ..scratch import Clock
-from .spool import Entry, Spool
+from .spool import Entry, Spool, end_of
 from .storage import StatisticsWriter
 
 STATISTICS = "statistics.safetensors"
@@ -50,7 +50,8 @@ def read_position(directory: Path) -> Position:
             entries=[(int(start), tuple(shape), str(dtype)) for start, shape, dtype in about["entries"]],
             written=[str(name) for name in about["written"]],
         )
-        if (directory / STATISTICS).is_file() and (directory / _SPOOL).is_file() >= bool(found.entries):
+        spooled = (directory / _SPOOL).stat().st_size if found.entries else 0
+        if (directory / STATISTICS).is_file() and spooled >= end_of(found.entries):
             return found
     return Position()
 

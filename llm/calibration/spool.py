@@ -1,6 +1,7 @@
 """A stack of arrays that overflows to disk: where the inputs of all blocks wait for the way back."""
 
 import math
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,19 @@ Entry = tuple[int, tuple[int, ...], str]
 
 IN_MEMORY_BYTES = 256 * 2**20
 """Up to here the stack stays in memory."""
+
+
+def end_of(entries: Sequence[Entry]) -> int:
+    """Where the last of some arrays ends.
+
+    Example:
+        >>> end_of([(0, (2, 3), "<f4"), (24, (5,), "<i8")])
+        64
+    """
+    if not entries:
+        return 0
+    start, shape, dtype = entries[-1]
+    return start + math.prod(shape) * np.dtype(dtype).itemsize
 
 
 @final
@@ -43,9 +57,7 @@ class Spool:
         else:
             self._file = open(file, "r+b" if entries else "w+b")  # noqa: SIM115
         self._entries = list(entries)
-        if entries:
-            start, shape, dtype = entries[-1]
-            self._file.seek(start + math.prod(shape) * np.dtype(dtype).itemsize)
+        self._file.seek(end_of(entries))
 
     def __enter__(self) -> "Spool":
         return self
@@ -62,8 +74,9 @@ class Spool:
         return tuple(self._entries)
 
     def flush(self) -> None:
-        """What was pushed is in the file, should the process end here."""
+        """What was pushed is on the disk, should the process or the machine end here."""
         self._file.flush()
+        os.fsync(self._file.fileno())
 
     def push(self, array: np.ndarray) -> None:
         """Put an array on top."""

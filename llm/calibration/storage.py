@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, final
@@ -149,8 +150,9 @@ class StatisticsWriter:
         self._written.add(name)
 
     def flush(self) -> None:
-        """What was written is in the file, should the process end here."""
+        """What was written is on the disk, should the process or the machine end here."""
         self._stream.flush()
+        os.fsync(self._stream.fileno())
 
 
 def load_statistics(path: Path) -> Statistics:

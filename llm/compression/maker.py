@@ -131,7 +131,7 @@ class Maker:
         goal = self._settings.goal
         if goal.kind not in ("bits", "bytes") or not self.finishes:
             return True
-        size = self._size(step, self._finished(step))
+        (size,) = self._staging.series(f"finished {step.hex()}", lambda: [self._size(step, self._finished(step))])
         self._growth += size - self.measure(step)
         return goal.met_by(size)
 

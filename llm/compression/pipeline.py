@@ -14,6 +14,7 @@ from ..checkpoints.atomic import atomic_directory, check_output
 from ..checkpoints.layout import num_weights
 from ..errors import OccError, said_of
 from ..parallel import Track, untracked
+from ..scratch import claimed
 from .allocation import Allocation
 from .card import model_card
 from .compressor import Compressor
@@ -21,7 +22,7 @@ from .correction import Easing, Slope, corrected, measure_slopes, slope_groups
 from .maker import CalibrationTokens, Maker
 from .settings import Settings
 from .sizes import Sizes
-from .staging import Staging, staging_directory
+from .staging import Staging, staging_name
 from .survey import Survey, survey
 from .targets import search_step
 
@@ -87,11 +88,12 @@ def compress(
         settings = dataclasses.replace(settings, finish="never")
     inputs = [checkpoint.path] if checkpoint.path is not None else []
     check_output(out, force=force, inputs=inputs)
-    staging = Staging(staging_directory(statistics.fingerprint, settings, *_seen(settings, tokens), near=near))
     if surveyed is not None and not surveyed.serves(settings):
         raise ValueError("the survey was made in other coordinates, or with another seed, damping or feedback")
     known = contextlib.nullcontext(surveyed) if surveyed else survey(checkpoint, statistics, settings, track=track)
-    with known as found:
+    name = staging_name(statistics.fingerprint, settings, *_seen(settings, tokens), near=near)
+    with claimed(name) as staged, known as found:
+        staging = Staging(staged)
         slopes: tuple[Slope, ...] = ()
         with said_of(checkpoint.name):
             if settings.correct_sensitivity:
@@ -109,7 +111,7 @@ def compress(
                 sizes = maker.write(directory, step)
                 card = model_card(checkpoint.name, settings, sizes, text, finished=maker.finishes)
                 (directory / "README.md").write_text(card, encoding="utf-8")
-    staging.remove()
+        staging.remove()
     return Compressed(
         sizes=sizes,
         step=step,

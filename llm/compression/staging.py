@@ -18,7 +18,6 @@ from occ_jax.quantization.codebook import Codebook, codebook_from_bytes, codeboo
 
 from ..calibration import Fingerprint
 from ..checkpoints.named import sha256_of
-from ..scratch import unfinished
 from .allocation import Allocation
 from .settings import Settings
 
@@ -32,7 +31,7 @@ class Staging:
     the file that is being made, and how far its tuning has come.
 
     Args:
-        directory: a place for this compression alone; see :func:`staging_directory`.
+        directory: a place for this compression alone; a :func:`~occ_llm.scratch.claimed` one.
     """
 
     def __init__(self, directory: Path):
@@ -124,13 +123,13 @@ class Staging:
         os.replace(aside, file)
 
 
-def staging_directory(
+def staging_name(
     fingerprint: Fingerprint,
     settings: Settings,
     *tokens: Int[np.ndarray, "..."] | None,
     near: Allocation | None = None,
-) -> Path:
-    """The place in the user's cache for one compression: named by everything that determines its result.
+) -> str:
+    """What the place of one compression in the user's cache is called: by everything that determines its result.
 
     Args:
         fingerprint: of the model and the text behind the statistics.
@@ -143,7 +142,7 @@ def staging_directory(
     if (learned := chosen.pop("transforms")) is not None:
         chosen["transforms"] = sha256_of(learned) if learned.is_file() else str(learned)
     identity = json.dumps([fingerprint.digest, chosen, seen, near and _fields(near), _PROCEDURE], sort_keys=True)
-    return unfinished() / hashlib.sha256(identity.encode()).hexdigest()[:32]
+    return hashlib.sha256(identity.encode()).hexdigest()[:32]
 
 
 def _fields(allocation: Allocation) -> dict[str, Any]:

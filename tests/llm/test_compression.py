@@ -11,11 +11,15 @@ from occ_llm.checkpoints import load_checkpoint
 from occ_llm.checkpoints.compressed import BASIS, CONTAINER
 from occ_llm.compression import CalibrationTokens, Settings, compress, measure_sizes
 from occ_llm.compression.allocation import probe_rows
+from occ_llm.compression.compressor import Compressor
+from occ_llm.compression.maker import Maker
 from occ_llm.compression.plan import MatrixPlan, expected_bits, plan_matrix, solve_step
 from occ_llm.compression.sensitivity import sensitivity_of
+from occ_llm.compression.staging import Staging
 from occ_llm.errors import OccError
 from occ_llm.evaluation import Reference, Windows, evaluate
 from occ_llm.model import LanguageModel
+from occ_llm.parallel import untracked
 from occ_llm.roles import EMBEDDING, HEAD, is_linear
 
 from occ_jax.codec import decode_indices, open_container
@@ -149,6 +153,34 @@ def test_an_interrupted_compression_goes_on_and_ends_in_the_same_bytes(toy, toy_
     assert not list((tmp_path / "cache").rglob("*.occ.safetensors")), "nothing is left behind"
     compress(toy, tmp_path / "b", toy_statistics, settings)
     assert (tmp_path / "a" / CONTAINER).read_bytes() == (tmp_path / "b" / CONTAINER).read_bytes()
+
+
+def test_two_equal_compressions_at_once_do_not_touch_each_other(toy, toy_statistics, tmp_path):
+    settings = Settings(step=0.01, states=1)
+
+    def meanwhile(names, label):
+        for number, name in enumerate(names):
+            if label == "quantize and code" and number == 1:
+                compress(toy, tmp_path / "b", toy_statistics, settings)
+            yield name
+
+    compress(toy, tmp_path / "a", toy_statistics, settings, track=meanwhile)
+    assert (tmp_path / "a" / CONTAINER).read_bytes() == (tmp_path / "b" / CONTAINER).read_bytes()
+
+
+def test_a_file_whose_finished_size_is_known_is_not_made_again(toy, tmp_path, monkeypatch):
+    """After an interrupt at the next file of a search, whose tensors would have to go."""
+    made = []
+    monkeypatch.setattr(Maker, "_finished", lambda maker, step: made.append(step) or {})
+    monkeypatch.setattr(Maker, "coded", lambda maker, step: {})
+    monkeypatch.setattr(Maker, "_size", lambda maker, step, coded: 3.1 if made else 3.0)
+    settings = Settings(bits=3.0, states=1, finish="always")
+    for _ in range(2):
+        maker = Maker(toy, object.__new__(Compressor), settings, Staging(tmp_path / "staging"), None, untracked)
+        assert maker.measure(0.5) == 3.0
+        assert not maker.settles(0.5)
+        assert maker.measure(0.5) == pytest.approx(3.1)
+    assert made == [0.5]
 
 
 def test_the_directory_says_what_it_is(toy, toy_statistics, tmp_path):

@@ -1,5 +1,6 @@
 """Directories of scratch go with their process, and unfinished work is not kept for ever."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -8,7 +9,7 @@ import sys
 import pytest
 from occ_llm.cli.main import interrupt_when_stopped
 from occ_llm.errors import OccError
-from occ_llm.scratch import resumable, scratch, unfinished
+from occ_llm.scratch import claimed, resumable, scratch, unfinished
 
 pytestmark = [pytest.mark.usefixtures("own_cache")]
 
@@ -36,11 +37,49 @@ def test_what_a_killed_process_has_left_goes_and_what_others_use_stays(root):
     subprocess.run([sys.executable, "-c", code], check=False)
     (root / "scratch" / "begun").mkdir()
     (root / "scratch" / "elsewhere").mkdir()
-    (root / "scratch" / "elsewhere" / "owner").write_text("1 another-machine")
+    (root / "scratch" / "elsewhere" / "machine").write_text("another-machine")
     assert any(place.name.startswith("killed-") for place in (root / "scratch").iterdir())
     with scratch("mine"), scratch("second"):
         names = sorted(place.name.split("-")[0] for place in (root / "scratch").iterdir())
     assert names == ["begun", "elsewhere", "mine", "second"]
+
+
+@contextlib.contextmanager
+def another_process(code: str):
+    """A process that does something and then waits, in the same cache."""
+    code += "; print('there', flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"there\n"
+        try:
+            yield process
+        finally:
+            process.communicate(b"\n")
+
+
+def test_what_a_living_process_is_at_stays_whatever_its_number(root):
+    code = "from occ_llm.scratch import scratch, claimed; a = scratch('living'); a.__enter__()"
+    code += "; b = claimed('work'); (b.__enter__() / 'part').write_text('x')"
+    with another_process(code):
+        with scratch("mine"):
+            assert sorted(place.name.split("-")[0] for place in (root / "scratch").iterdir()) == ["living", "mine"]
+        with claimed("work") as apart:
+            assert apart.is_relative_to(root / "scratch")
+            assert not list(apart.iterdir())
+    with claimed("work") as place:
+        assert (place / "part").read_text() == "x"
+
+
+def test_what_another_machine_has_left_is_kept_for_a_month(root):
+    left = root / "scratch" / "elsewhere"
+    with scratch("mine"):
+        left.mkdir()
+        (left / "machine").write_text("another-machine")
+    with scratch("mine"):
+        assert left.exists()
+    os.utime(left, (0, 0))
+    with scratch("mine"):
+        assert not left.exists()
 
 
 def leave(error):

@@ -103,7 +103,7 @@ def test_other_work_does_not_go_on_from_it(config, calibrated, tmp_path):
 
 
 @pytest.mark.usefixtures("always")
-@pytest.mark.parametrize("damage", ["cut", "empty", "statistics", "spool"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "statistics", "spool", "short spool"])
 def test_what_cannot_be_read_is_begun_anew(config, calibrated, tmp_path, damage):
     weights, windows, _ = calibrated
     calibrate(config, weights, windows, key=KEY, path=tmp_path / "whole")
@@ -116,6 +116,8 @@ def test_what_cannot_be_read_is_begun_anew(config, calibrated, tmp_path, damage)
         file.write_bytes(file.read_bytes()[:-5])
     elif damage == "empty":
         file.write_bytes(b"")
+    elif damage == "short spool":
+        (place / "spool.bin").write_bytes((place / "spool.bin").read_bytes()[:-1])
     else:
         next(place.glob(f"{damage}.*")).unlink()
     assert read_position(place).steps == 0
