@@ -5,7 +5,7 @@ for a capacity: prompts are padded to a multiple of 64 tokens and the padding is
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
+from tokenizers import Tokenizer
 
 from .errors import OccError
 from .model import LanguageModel, Llama, layer_windows, logits
@@ -75,6 +76,23 @@ def generate(
     _check(model, prompt, max_new_tokens, sampling, key)
     key = jax.random.key(0) if key is None else key
     return _generate(model, prompt, max_new_tokens, sampling, key)
+
+
+def spoken(tokenizer: Tokenizer, prompt: list[int], tokens: Iterable[int]) -> Iterator[tuple[int, str]]:
+    """Yield every token with the text that it adds: nothing, while a character is not complete.
+
+    Args:
+        tokenizer: of the model.
+        prompt: what they follow. At the beginning of a text some decoders drop a space, so all are decoded together.
+        tokens: by :func:`generate`.
+    """
+    seen, said = list(prompt), tokenizer.decode(prompt)
+    for token in tokens:
+        seen.append(token)
+        longer = tokenizer.decode(seen)
+        piece = "" if longer.endswith("\ufffd") else longer[len(said) :]
+        said += piece
+        yield token, piece
 
 
 def _generate(

@@ -85,7 +85,8 @@ def make_grid(
         transforms: files of ``learned`` coordinates.
 
     Raises:
-        OccError: there is no such width or rate, nothing to do, or learned coordinates without their file.
+        OccError: there is no such width or rate, nothing to do, or learned coordinates without their file or with
+            two of one name.
 
     Example:
         >>> [entry.name for entry in make_grid(coordinates=["klt"], quantizers=["scalar"], rates=[2.0, 3.0])]
@@ -98,6 +99,9 @@ def make_grid(
         if not 0 < rate <= 16:
             raise OccError(f"--rates {rate} is not a rate: choose numbers above 0, up to 16")
     require_file("--coordinates", learned="learned" in coordinates, given=bool(transforms))
+    stems = [file.stem for file in dict.fromkeys(transforms)]
+    if repeated := sorted({stem for stem in stems if stems.count(stem) > 1}):
+        raise OccError(f"--transforms: several files are called {repeated[0]}, as their curves would be; rename them")
     if seeds < 1:
         raise OccError(f"--seeds {seeds} draws nothing: choose 1 or more")
     entries = []

@@ -64,7 +64,7 @@ class Analyze:
         calibration = CalibrationText(
             text=self.text,
             calibration_windows=self.calibration_windows,
-            calibration_window=self.calibration_window or min(1024, checkpoint.config.max_position),
+            calibration_window=self.calibration_window or 1024,
             fisher_windows=self.fisher_windows,
         )
         tokens = calibration.tokens(checkpoint, hold_back=self.windows)
@@ -77,7 +77,7 @@ class Analyze:
             model=checkpoint.name,
             layers=layers,
             num_layers=checkpoint.config.num_layers,
-            text=calibration.described,
+            text=calibration.described(checkpoint.config),
             calibration_tokens=statistics.num_tokens,
             trial_windows=len(trial),
             trial_window=trial.shape[1],

@@ -21,7 +21,7 @@ from ..compression.network import prepare_network
 from ..compression.settings import STATES
 from ..coordinates import CoordinateName
 from ..errors import OccError
-from ..evaluation import Windows, cut_lines, cut_windows, read_text
+from ..evaluation import Windows, cut_lines, cut_windows, read_text, usual_window
 from ..figures import bench_figure
 from ..results import EqualBytes, Row, at_equal_bytes, over_draws
 from ..stored_coordinates import describe
@@ -101,7 +101,7 @@ class BenchCommand:
         windows = cut_windows(
             evaluation,
             checkpoint.tokenizer,
-            window=self.window or min(2048, checkpoint.config.max_position),
+            window=self.window or usual_window(checkpoint.config),
             max_windows=self.max_windows,
             source=f"{self._source} (the part for evaluation)",
         )

@@ -15,6 +15,7 @@ from ..checkpoints.write import FloatType
 from ..compression import CalibrationTokens, Compressed, Settings, compress
 from ..compression.correction import Slope
 from ..compression.plan import STEP_RESOLUTION
+from ..config import ModelConfig
 from ..errors import OccError
 from ..evaluation import cut_lines, cut_windows, read_text
 from ..text import python_text
@@ -39,7 +40,7 @@ class CalibrationText:
     calibration_windows: int = 32
     """Windows of text to read; more is better and slower."""
     calibration_window: int = 1024
-    """Tokens per window."""
+    """Tokens per window; fewer if the model was trained on less."""
     fisher_windows: int = 16
     """Windows of these on which the sensitivity of the outputs is measured, which takes twice as long a window."""
     finish_windows: int = 32
@@ -48,11 +49,14 @@ class CalibrationText:
     """A file of `occ calibrate` for the same model, text and windows; written, if it is not there. Without it, what is
     measured is kept in the user's cache, and found there by every command."""
 
-    @property
-    def described(self) -> str:
-        """What a model card says."""
+    def described(self, config: ModelConfig) -> str:
+        """What a model card says.
+
+        Args:
+            config: of the model.
+        """
         share = "" if self.text_share == 1 else f" (the first {self.text_share:.0%} of its lines)"
-        return f"{self._name}{share}, up to {self.calibration_windows} windows of {self.calibration_window} tokens"
+        return f"{self._name}{share}, up to {self.calibration_windows} windows of {self._window(config)} tokens"
 
     def tokens(self, checkpoint: Checkpoint, *, hold_back: int = 0) -> CalibrationTokens:
         """Windows for each use, spread over the text.
@@ -68,7 +72,7 @@ class CalibrationText:
             raise OccError(f"--text-share {self.text_share} is no share of a text: choose a number above 0, up to 1")
         text = python_text("calibration") if self.text is None else read_text(str(self.text))
         text, _ = cut_lines(text, self.text_share)
-        window = self.calibration_window
+        window = self._window(checkpoint.config)
         tokens = cut_windows(text, checkpoint.tokenizer, window=window, source=self._name).tokens
         if len(tokens) <= hold_back:
             raise OccError(
@@ -84,6 +88,9 @@ class CalibrationText:
             held_back=tokens[held] if hold_back else None,
             unseen=np.delete(rest, np.union1d(calibration, finishing), axis=0),
         )
+
+    def _window(self, config: ModelConfig) -> int:
+        return min(self.calibration_window, config.max_position)
 
     def collect(
         self, checkpoint: Checkpoint, terminal: Terminal, tokens: CalibrationTokens, *, seed: int
@@ -143,7 +150,7 @@ class Compress:
             self.settings,
             tokens=tokens,
             force=self.force,
-            text=self.calibration.described,
+            text=self.calibration.described(checkpoint.config),
             track=terminal.track,
         )
         show_compressed(terminal, self.out, result)

@@ -13,7 +13,7 @@ from ..checkpoints import Checkpoint, load_checkpoint
 from ..compression import Settings, compress, survey
 from ..coordinates import CoordinateName
 from ..errors import OccError
-from ..evaluation import Reference, Windows, cut_windows, evaluate
+from ..evaluation import Reference, Windows, cut_windows, evaluate, usual_window
 from ..figures import rate_distortion_figure
 from ..model import LanguageModel
 from ..results import Row
@@ -24,6 +24,9 @@ from .terminal import Terminal
 MODEL, OFFLINE_MODEL = "smollm2-135m-q4_1", "tiny"
 COORDINATES: tuple[CoordinateName, ...] = ("identity", "hadamard", "klt")
 RATES = (4.0, 3.5, 3.0)
+
+_BEGUN = "unfinished"
+"""File in the directory of a demo that was not finished: what lies beside it may be made again."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,8 +51,10 @@ class Demo:
         terminal = Terminal(json_only=self.json)
         if (self.out / "results.json").exists() and not self.force:
             raise OccError(f"{self.out}: holds a demo already; choose another --out, or pass --force to replace it")
+        begun = self.out / _BEGUN
+        again = self.force or begun.exists()
         checkpoint = _open(self.model, terminal)
-        window = self.window or min(2048, checkpoint.config.max_position)
+        window = self.window or usual_window(checkpoint.config)
         windows = cut_windows(python_text("heldout"), checkpoint.tokenizer, window=window, max_windows=self.max_windows)
         calibration = CalibrationText(calibration_windows=8, calibration_window=min(1024, window), fisher_windows=4)
         tokens = calibration.tokens(checkpoint)
@@ -58,20 +63,25 @@ class Demo:
         original = evaluate(
             reference.model, windows, reference=reference, progress=lambda rows: terminal.track(rows, "original")
         )
+        self.out.mkdir(parents=True, exist_ok=True)
+        begun.touch()
         rows = [
             row
             for coordinates in COORDINATES
-            for row in self._curve(coordinates, checkpoint, statistics, windows, reference, calibration, terminal)
+            for row in self._curve(
+                coordinates, checkpoint, statistics, windows, reference, calibration, terminal, again=again
+            )
         ]
         facts = {
             "model": checkpoint.name,
             "text": "held-out part of the Python documentation",
-            "calibration": calibration.described,
+            "calibration": calibration.described(checkpoint.config),
             "windows": len(windows.tokens),
             "window": window,
             "reference_perplexity": original.perplexity,
         }
         self._report(terminal, facts, rows)
+        begun.unlink()
 
     def _curve(
         self,
@@ -82,6 +92,8 @@ class Demo:
         reference: Reference,
         calibration: CalibrationText,
         terminal: Terminal,
+        *,
+        again: bool,
     ) -> Iterator[Row]:
         """Files of all rates in one system of coordinates, each evaluated; one survey serves them all."""
         track = functools.partial(_labelled, terminal, coordinates)
@@ -98,8 +110,8 @@ class Demo:
                     settings,
                     surveyed=surveyed,
                     near=near,
-                    force=self.force,
-                    text=calibration.described,
+                    force=again,
+                    text=calibration.described(checkpoint.config),
                     track=track,
                 )
                 near = made.allocation

@@ -8,8 +8,8 @@ import tyro
 
 from ..checkpoints import Checkpoint, load_checkpoint
 from ..errors import OccError
-from ..evaluation import Quality, Reference, cut_windows, evaluate, read_text
-from ..generation import Sampling, generate
+from ..evaluation import Quality, Reference, cut_windows, evaluate, read_text, usual_window
+from ..generation import Sampling, generate, spoken
 from ..model import LanguageModel
 from .terminal import Terminal
 
@@ -26,8 +26,8 @@ class Evaluate:
     """A text file, or `wikitext2` for the raw test split from the hub."""
     reference: str | None = None
     """The uncompressed model to compare with."""
-    window: int = 2048
-    """Tokens per window."""
+    window: int | None = None
+    """Tokens per window; by default 2048, or what the model was trained on if that is less."""
     max_windows: int | None = None
     """Evaluate the first so many windows only."""
     json: bool = False
@@ -38,9 +38,8 @@ class Evaluate:
         terminal = Terminal(json_only=self.json)
         checkpoint = load_checkpoint(self.model)
         text = read_text(self.text)
-        windows = cut_windows(
-            text, checkpoint.tokenizer, window=self.window, max_windows=self.max_windows, source=self.text
-        )
+        window = self.window or usual_window(checkpoint.config)
+        windows = cut_windows(text, checkpoint.tokenizer, window=window, max_windows=self.max_windows, source=self.text)
         reference = None
         if self.reference is not None:
             original = load_checkpoint(self.reference)
@@ -99,20 +98,19 @@ class Generate:
         terminal = Terminal(json_only=self.json)
         checkpoint = load_checkpoint(self.model)
         tokenizer = checkpoint.tokenizer
+        prompt = tokenizer.encode(self.prompt).ids
         tokens = generate(
             LanguageModel.from_weights(checkpoint.config, checkpoint.weights),
-            tokenizer.encode(self.prompt).ids,
+            prompt,
             max_new_tokens=self.max_tokens,
             sampling=Sampling(temperature=self.temperature, top_p=self.top_p),
             key=jax.random.key(self.seed),
         )
         terminal.text(self.prompt)
         text, made = "", []
-        for token in tokens:
+        for token, piece in spoken(tokenizer, prompt, tokens):
             made.append(token)
-            longer = tokenizer.decode(made)
-            if not longer.endswith("\ufffd"):  # a character may take several tokens
-                terminal.text(longer[len(text) :])
-                text = longer
+            text += piece
+            terminal.text(piece)
         terminal.text("\n")
         terminal.result({"prompt": self.prompt, "text": text, "tokens": made})

@@ -67,7 +67,7 @@ class Learn:
         about = {
             "settings": dataclasses.asdict(self.settings),
             "transforms": None if self.transforms is None else self.transforms.name,
-            "text": self.calibration.described,
+            "text": self.calibration.described(checkpoint.config),
             "text_digest": statistics.fingerprint.text,
             **result,
         }

@@ -2,6 +2,6 @@
 
 from .corpus import cut_lines, read_text
 from .quality import Quality, Reference, evaluate
-from .windows import Windows, cut_windows
+from .windows import Windows, cut_windows, usual_window
 
-__all__ = ["Quality", "Reference", "Windows", "cut_lines", "cut_windows", "evaluate", "read_text"]
+__all__ = ["Quality", "Reference", "Windows", "cut_lines", "cut_windows", "evaluate", "read_text", "usual_window"]

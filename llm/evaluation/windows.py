@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Int
 from tokenizers import Tokenizer
 
+from ..config import ModelConfig
 from ..errors import OccError
 
 
@@ -26,6 +27,11 @@ class Windows:
     def num_predictions(self) -> int:
         """Number of predicted tokens in all windows."""
         return self.tokens.shape[0] * (self.tokens.shape[1] - 1)
+
+
+def usual_window(config: ModelConfig) -> int:
+    """Tokens of an evaluation window, unless chosen: 2048, or what the model was trained on if that is less."""
+    return min(2048, config.max_position)
 
 
 def cut_windows(

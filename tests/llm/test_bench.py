@@ -179,6 +179,23 @@ def test_an_entry_that_cannot_be_made_does_not_stop_the_others(bench, monkeypatc
         bench.run(grid[1:])
 
 
+def test_two_processes_may_measure_into_one_file(tmp_path):
+    one, other = (Records(tmp_path / "rows.json") for _ in range(2))
+    one.add("a", {"kl": 1.0})
+    other.add("b", {"kl": 2.0})
+    one.add("c", {"kl": 3.0})
+    kept = Records(tmp_path / "rows.json")
+    assert [kept.get(key) for key in "abc"] == [{"kl": 1.0}, {"kl": 2.0}, {"kl": 3.0}]
+
+
+def test_transforms_of_one_name_are_refused_and_given_twice_count_once(tmp_path):
+    one, other = tmp_path / "t.safetensors", tmp_path / "elsewhere" / "t.safetensors"
+    grid = make_grid(coordinates=["learned"], quantizers=["scalar"], rates=[2.0], transforms=[one, one])
+    assert len(grid) == 1
+    with pytest.raises(OccError, match="several files are called t"):
+        make_grid(coordinates=["learned"], quantizers=["scalar"], rates=[2.0], transforms=[one, other])
+
+
 def test_damaged_records_are_refused(tmp_path):
     for content in ("{", "[1]", '{"a": 1}'):
         (tmp_path / "rows.json").write_text(content)

@@ -91,6 +91,29 @@ def test_compress_evaluate_inspect_decompress_generate(place, compressed, capsys
     assert len(json.loads(capsys.readouterr().out)["tokens"]) == 5
 
 
+def test_a_demo_that_was_interrupted_goes_on_by_the_same_command(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(demo, "COORDINATES", ("identity",))
+    out = tmp_path / "demo"
+    command = ["demo", "--model", "tiny", "--out", str(out), "--window", "64", "--max-windows", "1", "--json"]
+    with monkeypatch.context() as patch:
+        patch.setattr(demo, "measured_row", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert run(command) == 130
+    assert (out / "identity-4" / CONTAINER).is_file()
+    capsys.readouterr()
+    assert run(command) == 0
+    assert len(json.loads(capsys.readouterr().out)["rows"]) == 3
+    fails(capsys, command, "holds a demo already")
+
+
+def test_windows_are_no_longer_than_what_the_model_was_trained_on(tmp_path, capsys):
+    statistics = tmp_path / "h.safetensors"
+    assert (
+        run(["calibrate", "tiny", str(statistics), "--calibration-windows", "2", "--fisher-windows", "1", "--json"])
+        == 0
+    )
+    assert json.loads(capsys.readouterr().out)["tokens"] == 2 * 512
+
+
 def test_tables_for_people(place, compressed, capsys):
     assert run(["inspect", str(place / "out" / CONTAINER)]) == 0
     assert "bits per weight" in capsys.readouterr().out

@@ -9,8 +9,9 @@ import pytest
 from occ_llm import generation
 from occ_llm.config import ModelConfig, RopeScaling
 from occ_llm.errors import OccError
-from occ_llm.generation import Sampling, choose_token, decode_step, generate, prefill
+from occ_llm.generation import Sampling, choose_token, decode_step, generate, prefill, spoken
 from occ_llm.model import LanguageModel
+from tokenizers import Tokenizer, decoders, models
 
 CONFIG = ModelConfig(
     family="qwen3",
@@ -164,3 +165,13 @@ def test_lowers_everywhere(model, lowers_everywhere):
         lambda scores: choose_token(scores, sampling=Sampling(temperature=1.0, top_p=0.5), key=jax.random.key(0)),
         jnp.zeros(23),
     )
+
+
+def test_what_is_said_keeps_the_space_after_the_prompt():
+    """As SentencePiece decodes: a space begins a word, and is dropped where a text begins."""
+    vocabulary = {"<unk>": 0, "▁The": 1, "▁cat": 2, "▁sat": 3, "s": 4, "<0xC3>": 5, "<0xA9>": 6}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
+    strip = decoders.Strip(" ", 1, 0)
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), strip])
+    said = list(spoken(tokenizer, [1, 2], [4, 3, 5, 6, 2]))
+    assert said == [(4, "s"), (3, " sat"), (5, ""), (6, "é"), (2, " cat")]
