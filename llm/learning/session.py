@@ -185,7 +185,7 @@ class Session:
             rates = Layerwise(self._config, problem, self._start, settings, objective)
         else:
             # The rate with the second moments says at which step the file will have its size.
-            chosen = dataclasses.replace(settings, objective="scales", rate="water", output_feedback="never")
+            chosen = dataclasses.replace(settings, objective="scales", rate="water", output_feedback="never", batch=1)
             rates = Layerwise(self._config, problem, self._start, chosen)
             assert isinstance(rates.objective, Coded)
             objective = Coded(rates.objective.step)

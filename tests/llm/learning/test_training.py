@@ -202,7 +202,7 @@ def test_noise_costs_what_the_step_says(toy_problem, toy, end_to_end):
 
 
 def test_rate_and_divergence_together(session):
-    outcome = session(objective="kl-coded", bits=4.0, placements=("residual",), steps=6).run()
+    outcome = session(objective="kl-coded", bits=4.0, placements=("residual",), steps=6, batch=2).run()
     assert outcome.measured["coded"]["bits"] < outcome.measured["original"]["bits"] + 0.05
     assert 0 < outcome.measured["coded"]["distortion"] < 1
     assert outcome.learned.log.bits.shape == (6,)
