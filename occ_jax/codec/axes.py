@@ -84,6 +84,6 @@ def read_axes(
         reader.finish()
     except UnknownName as error:
         raise too_new(place, f"transform {str(error)!r:.40}") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise damaged(place, error) from error
     return sides[0], sides[1]

@@ -56,6 +56,6 @@ def decode_transform(coded: CodedTensor) -> Transform:
         jax.eval_shape(transform.inverse, jax.ShapeDtypeStruct((1, *coded.shape), jnp.float32))
     except UnknownName as error:
         raise too_new(coded.place, f"transform {str(error)!r:.40}") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise damaged(coded.place, error) from error
     return transform

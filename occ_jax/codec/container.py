@@ -26,7 +26,7 @@ from occ_jax.codec.header import (
     tensor_crc32,
     write_header,
 )
-from occ_jax.codec.tensor import CodedTensor
+from occ_jax.codec.tensor import CodedTensor, canonical_json
 from occ_jax.quantization.codebook import Codebook, codebook_from_bytes, codebook_to_bytes
 
 METADATA_KEY = "occ"
@@ -197,7 +197,7 @@ def write_container(
     """
     codebooks: dict[bytes, int] = {}
     written: dict[int, bytes] = {}
-    specs: dict[str, int] = {}
+    specs: dict[bytes, int] = {}
     spec_list, entries, blobs = [], {}, {}
     for name in sorted(tensors):
         coded = tensors[name]
@@ -210,7 +210,7 @@ def write_container(
             spec["codebook"] = codebooks.setdefault(written[id(coded.codebook)], len(codebooks))
         sizes = tuple(len(section) for section in coded.sections.values())
         check_tensor(spec, coded.shape, sizes, f"tensor {name!r}")
-        number = specs.setdefault(repr(sorted(spec.items())), len(specs))
+        number = specs.setdefault(canonical_json(spec), len(specs))
         spec_list += [spec] if number == len(spec_list) else []
         blob = b"".join(coded.sections.values())
         crc32 = tensor_crc32(name, spec, coded.shape, sizes, blob)
@@ -231,17 +231,26 @@ def write_container(
 def write_whole(path: Path, blobs: dict[str, np.ndarray], header: dict[str, str]) -> None:
     """Write a safetensors file beside ``path``, flush it and rename it: all of it, or nothing."""
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    os.close(handle)
     try:
         try:
             save_file(blobs, temporary, metadata=header)
-            os.fsync(handle)
         except SafetensorError as error:
             raise OSError(f"cannot write {path} ({error}): free some space or choose another place") from error
         os.chmod(temporary, 0o666 & ~_umask())
+        _flush(temporary, os.O_RDWR)  # opened anew: safetensors may have put another file in its place
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
+    if os.name == "posix":
+        _flush(path.parent, os.O_RDONLY)  # and its name
+
+
+def _flush(path: str | Path, mode: int) -> None:
+    handle = os.open(path, mode)
+    try:
+        os.fsync(handle)
     finally:
         os.close(handle)
 

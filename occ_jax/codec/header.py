@@ -97,7 +97,7 @@ def parse_header(text: str, blob_sizes: Mapping[str, int], place: str) -> Header
     if zlib.crc32(text[checksum.end() :].encode("utf-8", "surrogatepass")) != int(checksum[1], 16):
         raise damaged(place, "the checksum of its occ header does not match")
     try:
-        body = json.loads(text)
+        body = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise damaged(place, "its occ header is not JSON") from error
     _check_version(body, place)
@@ -111,6 +111,10 @@ def parse_header(text: str, blob_sizes: Mapping[str, int], place: str) -> Header
     tensors = {name: _parse_entry(name, record, len(specs), place) for name, record in body["tensors"].items()}
     _check_blobs(tensors, len(codebooks), blob_sizes, place)
     return Header(producer=body["producer"], model=body.get("model"), specs=specs, codebooks=codebooks, tensors=tensors)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def _check_version(body: dict[str, Any], place: str) -> None:

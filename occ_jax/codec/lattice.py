@@ -1,6 +1,7 @@
 """The codec of entropy-coded indices: levels, lanes of rANS words and a shared codebook, scalar or along a trellis."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -131,8 +132,7 @@ def encode_lattices(
         sections = {} if matrix.offset is None else {"offset": stored_offset(matrix.offset).astype("<f2").tobytes()}
         sections |= {"levels": matrix.levels.to_bytes() if indices.q.size else b"", "transforms": side_info}
         sections |= {"lanes": head, "indices": body}
-        missing = -(-indices.q.size // MAX_ELEMENTS_PER_BYTE) - sum(map(len, sections.values()))
-        sections["padding"] = bytes(max(missing, 0))
+        sections["padding"] = _padding(indices.q.size, sections)
         spec = {
             "codec": "lattice" if matrix.offset is None else "offset_lattice",
             "rows_per_lane": indices.lanes.rows_per_lane,
@@ -175,8 +175,14 @@ def with_row_factors(
     """
     levels = read_levels_of(coded).with_row_factors(factors, row_resolution)
     levels.steps()
-    sections = {**coded.sections, "levels": levels.to_bytes()}
+    sections = {**coded.sections, "levels": levels.to_bytes(), "padding": b""}
+    sections["padding"] = _padding(math.prod(coded.shape), sections)
     return dataclasses.replace(coded, spec={**coded.spec, **_levels_fields(levels)}, sections=sections)
+
+
+def _padding(num_elements: int, sections: Mapping[str, bytes]) -> bytes:
+    """Zeros, so that a file has a byte for so many elements at least."""
+    return bytes(max(-(-num_elements // MAX_ELEMENTS_PER_BYTE) - sum(map(len, sections.values())), 0))
 
 
 def _levels_fields(levels: Levels) -> dict[str, int]:

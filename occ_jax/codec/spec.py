@@ -118,9 +118,16 @@ def _combinator(kind: type, *static: str) -> Form:
     def read(spec: Mapping[str, Any], data: ByteReader, depth: int) -> Any:
         lowest = {"axis": -8, "size": 1}
         values = {name: field(spec, name, data, lowest[name], 2**31 - 1) for name in static}
-        return kind(from_spec(spec.get("of"), data, depth=depth + 1), **values)
+        return kind(_read_transform(spec.get("of"), data, depth + 1), **values)
 
     return Form(kind=kind, write=write, read=read)
+
+
+def _read_transform(spec: Any, data: ByteReader, depth: int) -> Transform:
+    item = from_spec(spec, data, depth=depth)
+    if not isinstance(item, Transform):
+        raise data.fail("a part of a transform is a quantizer")
+    return item
 
 
 def _write_chain(item: Chain, bits: int) -> tuple[dict[str, Any], bytes]:
@@ -132,7 +139,7 @@ def _read_chain(spec: Mapping[str, Any], data: ByteReader, depth: int) -> Chain:
     links = spec.get("of")
     if not isinstance(links, list) or len(links) > MAX_LINKS:
         raise data.fail(f"a chain is a list of at most {MAX_LINKS} specs")
-    return Chain(tuple(from_spec(link, data, depth=depth + 1) for link in links))
+    return Chain(tuple(_read_transform(link, data, depth + 1) for link in links))
 
 
 def _write_kronecker(item: Kronecker, bits: int) -> tuple[dict[str, Any], bytes]:

@@ -98,7 +98,7 @@ def pop_lookup(tables: FreqTable) -> PopLookup:
     symbol = jnp.cumsum(step[:, :-1], axis=-1, dtype=jnp.uint32)
     symbol = jnp.minimum(symbol, num_symbols - 1)
     entries = (freq - 1) << 16 | (ends - freq)
-    narrow = jnp.uint8 if num_symbols <= 256 else jnp.uint16
+    narrow = jnp.uint8 if num_symbols <= 1 << 8 else jnp.uint16 if num_symbols <= 1 << 16 else jnp.uint32
     lookup = PopLookup(symbol.astype(narrow).reshape(-1), entries.reshape(-1), offset, precision, num_symbols)
     if not lookup.is_packed:
         return lookup
@@ -168,10 +168,10 @@ def decode_lanes(
         refill = x < INITIAL_STATE
         x = jnp.where(refill, x << 16 | word_row[0].astype(jnp.uint32), x)
         value = take(lookup.offset, table) + symbol.astype(jnp.int32)
+        escaped = symbol == lookup.num_symbols - 1
         if streams.escapes.size:
-            escaped = symbol == lookup.num_symbols - 1
             value = jnp.where(escaped, take(escapes, escape), value)
-            escape = escape + escaped.astype(jnp.int32)
+        escape = escape + escaped.astype(jnp.int32)
         carry, output = update_fn(carry, t, value)
         return (x, word + refill.astype(jnp.uint32), escape, slot_row, word_row, carry), output.astype(dtype)
 
@@ -191,8 +191,7 @@ def decode_lanes(
     state, q = _for_blocks(pop_block, state, jnp.zeros((lanes, num_steps), dtype), num_steps)
     x, word, escape, _, _, carry = state
     intact = (x == INITIAL_STATE) & (word == (streams.starts + streams.counts).astype(jnp.uint32))
-    if streams.escapes.size:
-        intact &= escape == streams.escape_starts + streams.escape_counts
+    intact &= escape == streams.escape_starts + streams.escape_counts
     return q, carry, intact
 
 

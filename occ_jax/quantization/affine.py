@@ -69,7 +69,10 @@ class Affine(Quantizer):
     def quantize(self, y: Float[Array, "..."]) -> Int32[Array, "..."]:
         """``clip(round(y / scale) + zero_point)``."""
         scale, zero_point = self._per_coefficient(y.shape[-1])
-        return jnp.clip(to_index(jnp.round(y.astype(jnp.float32) / scale)) + zero_point, *self.index_range)
+        smallest, largest = self.index_range
+        # Limited before the zero point is added, which the largest integers have no room for.
+        rounded = to_index(jnp.round(y.astype(jnp.float32) / scale))
+        return jnp.clip(rounded, smallest - zero_point, largest - zero_point) + zero_point
 
     def dequantize(self, q: Int32[Array, "..."]) -> Float[Array, "..."]:
         """``scale * (q - zero_point)`` in float32."""

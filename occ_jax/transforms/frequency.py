@@ -93,7 +93,7 @@ def _pair_weights(y: Float[Array, "*batch n"]) -> Float[Array, "*ones n"]:
     """Square root of the number of spectral lines that a packed coefficient stands for."""
     n = y.shape[-1]
     weights = np.full(n, np.sqrt(2.0))
-    weights[0] = 1.0
+    weights[:1] = 1.0
     if n % 2 == 0:
         weights[-1] = 1.0
     return jnp.asarray(weights, y.dtype).reshape((1,) * (y.ndim - 1) + (n,))

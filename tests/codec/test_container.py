@@ -1,5 +1,6 @@
 """The file: lazy reading, a ledger that adds up, atomic writing, and one clear sentence for all that is wrong."""
 
+import dataclasses
 import json
 import os
 import resource
@@ -96,6 +97,17 @@ def test_shared_codebooks_and_specs_are_written_once(path, kinds):
         assert len(container.header.codebooks) == len(distinct) < len(kinds)
         assert container["trellis.0"].codebook is container["trellis.1"].codebook
         assert len({json.dumps(spec, sort_keys=True) for spec in container.header.specs}) == len(container.header.specs)
+
+
+def test_specs_are_compared_by_what_they_say(tmp_path, kinds):
+    """Fields in another order, as those of a file that was read, are no other spec."""
+    coded = encode_raw(np.ones((2, 4), np.float32))
+    spec = {**coded.spec, "note": {"b": 1, "a": 2}}
+    turned = {"note": {"a": 2, "b": 1}, **coded.spec}
+    both = {name: dataclasses.replace(coded, spec=fields) for name, fields in (("x", spec), ("y", turned))}
+    write_container(tmp_path / "both", both)
+    write_container(tmp_path / "same", dict.fromkeys("xy", both["x"]))
+    assert (tmp_path / "both").read_bytes() == (tmp_path / "same").read_bytes()
 
 
 def test_the_ledger_adds_up_to_the_size_of_the_file(path, kinds):
@@ -306,7 +318,17 @@ def test_texts_that_are_no_header(text):
         parse_header(text, {}, "file")
 
 
-@pytest.mark.parametrize("rest", ["}", "[" * 100_000, '"version":1e999}', f'"version":{"9" * 5000}}}', '"a":\ud800}'])
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "}",
+        "[" * 100_000,
+        '"version":1,"specs":[{"x":NaN}]}',
+        '"version":1e999}',
+        f'"version":{"9" * 5000}}}',
+        '"a":\ud800}',
+    ],
+)
 def test_json_traps_behind_a_good_checksum(rest):
     crc32 = zlib.crc32(rest.encode("utf-8", "surrogatepass"))
     with pytest.raises(FormatError, match="damaged"):
@@ -327,6 +349,15 @@ def test_a_model_that_is_not_json(tmp_path):
     with pytest.raises((TypeError, ValueError)):
         write_container(tmp_path / "x", {}, model={"bad": float("nan")})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="directories are not opened elsewhere")
+def test_what_is_renamed_was_flushed(path, kinds, monkeypatch):
+    """Whatever safetensors does with the file that it is given."""
+    flushed, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: flushed.append(os.fstat(handle).st_ino) or fsync(handle))
+    write_container(path, kinds)
+    assert flushed == [path.stat().st_ino, path.parent.stat().st_ino]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, OSError])

@@ -358,6 +358,16 @@ def test_a_damaged_offset_is_named(make):
             decode_tensor(dataclasses.replace(coded, sections={**coded.sections, "offset": data}))
 
 
+def test_row_factors_that_make_levels_shorter_leave_enough_bytes(make):
+    shape = (64, 70_000)
+    zeros, flat = np.zeros(shape, np.int32), make["levels"](shape)
+    ragged = dataclasses.replace(flat, step_rows=np.random.default_rng(0).integers(-40, 41, 64))
+    coded = encode_lattice(zeros, ragged, make["codebook"](1))
+    step_row, _ = ragged.steps()
+    even = with_row_factors(coded, 1 / step_row, row_resolution=0)
+    np.testing.assert_array_equal(decode_indices([even])[0], zeros)
+
+
 def test_row_factors_that_make_no_step_are_refused(make):
     coded = encode_lattice(make["path"]((2, 3), 1), make["levels"]((2, 3)), make["codebook"](1))
     with pytest.raises(ValueError, match=r"2\*\*14|float32"):

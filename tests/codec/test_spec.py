@@ -72,6 +72,13 @@ QUANTIZERS: list[Quantizer] = [
 ]
 
 
+def nested_lists(depth: int) -> list:
+    inner = []
+    for _ in range(depth):
+        inner = [inner]
+    return inner
+
+
 def names(items):
     return [f"{i}-{type(item).__name__}" for i, item in enumerate(items)]
 
@@ -216,6 +223,9 @@ def test_axes_follow_the_equation():
         ({"left": {"name": "kronecker", "of": [{"name": "dct"}], "sizes": [True]}}, b"", "positive integers"),
         ({"left": {"name": "chain", "of": {"name": "dct"}}}, b"", "chain"),
         ({"left": {"name": "chain", "of": [{"name": "dct"}] * 65}}, b"", "64"),
+        ({"left": {"name": "inverse", "of": {"name": "uniform"}}}, b"\0\0\0\x80\x3f", "part of a transform"),
+        ({"left": {"name": "chain", "of": [{"name": "uniform"}]}}, b"\0\0\0\x80\x3f", "part of a transform"),
+        ({"left": {"name": "dct", "of": nested_lists(2000)}}, b"", "damaged"),
         ({"left": {"name": "inverse"}}, b"", "object"),
         ({"left": "dct"}, b"", "object"),
         ({"right": {"name": ["dct"]}}, b"", "object"),

@@ -1,5 +1,7 @@
 """The jitted coder: lossless on anything, byte-equal to its plain-Python twin, close to the ideal code length."""
 
+import dataclasses
+
 import constriction
 import jax
 import jax.numpy as jnp
@@ -91,6 +93,31 @@ def test_a_table_of_nothing_but_the_escape(gaussian_indices):
     assert table.num_symbols == 1
     lengths = np.array([20, 7, 0], np.int32)
     assert round_trip(q, table, lengths=lengths) == rans_numpy.encode(q, table, lengths=lengths)
+
+
+def test_an_escape_without_a_value_is_damage(gaussian_indices):
+    q = gaussian_indices(2, 60)
+    table = from_samples(q, 12)
+    q[1, 7] = 2**30
+    data = encode(jnp.asarray(q), table)
+    assert data.escapes.size == 1
+    bare = dataclasses.replace(
+        data,
+        escapes=data.escapes[:0],
+        escape_starts=jnp.zeros_like(data.escape_starts),
+        escape_counts=jnp.zeros_like(data.escape_counts),
+    )
+    with pytest.raises(ValueError, match="corrupted"):
+        decode(bare, table, num_steps=60)
+
+
+@pytest.mark.parametrize("num_symbols", [257, 65_537, 70_000])
+def test_symbols_of_wide_tables_are_whole(num_symbols):
+    freq = np.zeros(num_symbols, np.uint32)
+    freq[[3, num_symbols - 2, num_symbols - 1]] = (1 << 11, (1 << 11) - 1, 1)
+    table = FreqTable(jnp.asarray(freq), jnp.int32(0), 12)
+    q = np.random.default_rng(0).choice([3, num_symbols - 2], (2, 50)).astype(np.int32)
+    round_trip(q, table)
 
 
 def test_a_certain_symbol_costs_almost_nothing():
