@@ -40,8 +40,9 @@ def take_over(bench: Path) -> dict[str, Any]:
     originals = [fields["perplexity"] for key, fields in records.items() if key.startswith("original ")]
     if len(originals) != 1:
         raise SystemExit(f"{bench}/rows.json has rows of {len(originals)} texts or models: give each a directory")
-    rows = [fields for key, fields in records.items() if not key.startswith("original ")]
-    rows.sort(key=_order)
+    # In the order in which they were measured: of what was made again, with a new transform say, the last counts.
+    found = {_method(fields): fields for key, fields in records.items() if not key.startswith("original ")}
+    rows = sorted(found.values(), key=_order)
     facts = {name: results[name] for name in FACTS} | {"text": PurePath(results["text"]).name}
     return {**facts, "reference_perplexity": originals[0], "rows": rows, "distances": _distances(bench)}
 

@@ -48,6 +48,16 @@ def test_every_row_is_taken_over_and_compared_at_equal_divergence(bench):
     assert "| identity, scalar with feedback | 25,000,000 (+25.0%) | 37,500,000 (+25.0%) |" in page
 
 
+def test_of_what_was_measured_twice_the_last_counts(bench):
+    """With a new file of transforms under the old name; whichever is larger."""
+    records = json.loads((bench / "rows.json").read_text())
+    for newer in ({**row("scalar", 2.5, 0.3), "file_bytes": 1}, {**row("scalar", 2.5, 0.2), "file_bytes": 10**9}):
+        records[f"newer {newer['file_bytes']}"] = newer
+        (bench / "rows.json").write_text(json.dumps(records))
+        rows = [r for r in script.take_over(bench)["rows"] if r["linear_bits_per_weight"] == 2.5]
+        assert rows == [newer]
+
+
 def test_draws_of_random_coordinates_are_one_line(bench):
     record = script.take_over(bench)
     draws = [{**row("scalar", 2.5, kl), "coordinates": name} for name, kl in (("hadamard", 0.4), ("hadamard 1", 0.6))]

@@ -6,6 +6,7 @@ A rule can come out either way. A claim that the measurement cannot decide stays
 import dataclasses
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
@@ -78,7 +79,7 @@ def norms_are_kept(a: Analysis) -> Finding:
 
 def rotation_flattens(a: Analysis) -> Finding:
     """Whether rotated weights look Gaussian."""
-    medians = {c: float(np.median([r.kurtosis for r in a.regimes if r.coordinates == c])) for c in a.systems}
+    medians = {c: float(np.median([r.kurtosis for r in alike(a.regimes, c)])) for c in a.systems}
     rotated = max(medians[c] for c in ROTATIONS)
     return Finding(
         section="regimes",
@@ -105,13 +106,22 @@ def rotation_costs_bits(a: Analysis) -> Finding:
 
 
 def mean_rates(a: Analysis) -> dict[str, float]:
-    """Coded bits per weight of all matrices together, in every coordinate system that all of them have."""
+    """Coded bits per weight of all matrices together, in every coordinate system."""
     return {c: weighted(a.regimes, c, "rate_bits") for c in a.systems}
 
 
+def alike(rows: Iterable[Any], coordinates: str) -> list[Any]:
+    """All matrices in one coordinate system; those that it leaves as they are have their original coordinates."""
+    known: dict[str, Any] = {}
+    for row in rows:
+        if row.coordinates == coordinates or (row.coordinates == "identity" and row.matrix not in known):
+            known[row.matrix] = row
+    return list(known.values())
+
+
 def weighted(rows: Iterable, coordinates: str, field: str) -> float:
-    """Mean of a field over matrices in one coordinate system, every weight counted once."""
-    chosen = [row for row in rows if row.coordinates == coordinates]
+    """Mean of a field over all matrices in one coordinate system, every weight counted once."""
+    chosen = alike(rows, coordinates)
     return float(np.average([getattr(r, field) for r in chosen], weights=[r.num_weights for r in chosen]))
 
 

@@ -32,7 +32,7 @@ from ..calibration import sandwich
 from ..compression.plan import plan_matrix
 from ..parallel import Track, in_pairs, untracked
 from ..roles import kind_of, layer_of
-from .subject import Subject, inputs_of, to_coordinates
+from .subject import LEARNED, Subject, inputs_of, to_coordinates
 
 STEP_RMS = 0.5
 """Step, in root mean squares of the matrix: about 3 bits for a Gaussian."""
@@ -114,7 +114,7 @@ def measure_regimes(
     def gains(inputs: str) -> dict[str, float]:
         name = readers[inputs]
         hessian = subject.statistics.hessian(name)
-        return {c: input_gain_bits(transform, hessian) for c, transform in subject.transforms(name)}
+        return {c: input_gain_bits(t, hessian) for c, t in subject.transforms(name) if c != LEARNED}
 
     input_gains = dict(in_pairs(gains, readers, tuple(readers)))
 
@@ -123,6 +123,8 @@ def measure_regimes(
         found = []
         for coordinates, transform in subject.transforms(name):
             y = to_coordinates(transform, w)
+            if coordinates not in input_gain:  # learned for this matrix, or for its inputs
+                input_gain = input_gain | {coordinates: input_gain_bits(transform, subject.statistics.hessian(name))}
             regime = _regime(name, coordinates, w, y, input_gain[coordinates])
             found.append((regime, magnitude_counts(np.asarray(y))))
         return found

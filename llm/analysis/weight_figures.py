@@ -68,7 +68,7 @@ def regimes_figure(a: Analysis) -> Figure:
     for field, (title, unit) in MEASURES.items():
         with sheet.panel(title, "layer", unit) as axes:
             for index, coordinates in enumerate(a.systems):
-                layers, values = by_layer([r for r in a.regimes if r.coordinates == coordinates], field)
+                layers, values = by_layer(found.alike(a.regimes, coordinates), field)
                 axes.plot(layers, values, label=coordinates, **style(index))
             if field in LOGARITHMIC:
                 plain_log_scale(axes.yaxis)
@@ -124,7 +124,7 @@ def survivors_figure(a: Analysis) -> Figure:
         axes.set_xticks(range(len(a.systems)), a.systems, rotation=25)
     with sheet.panel("energy in the largest 0.1 %", "layer", "share of the energy (%)") as axes:
         for index, coordinates in enumerate(a.systems):
-            layers, values = by_layer([o for o in a.outliers if o.coordinates == coordinates], "energy_share")
+            layers, values = by_layer(found.alike(a.outliers, coordinates), "energy_share")
             axes.plot(layers, 100 * np.asarray(values), label=coordinates, **style(index))
     rows = [{"coordinates": c} | {f: found.weighted(a.outliers, c, f) for f, _ in fields} for c in a.systems]
     return Figure(

@@ -99,9 +99,9 @@ def _rope_scaling(
 ) -> dict[str, Any] | None:
     if rope_factors is not None:
         return llama3_scaling(rope_factors, theta)
-    kind = metadata.get(f"{arch}.rope.scaling.type", "none")
+    kind = metadata.get(f"{arch}.rope.scaling.type", "linear")  # of files that are older than this key
     factor = float(metadata.get(f"{arch}.rope.scaling.factor", metadata.get(f"{arch}.rope.scale_linear", 1.0)))
-    if kind == "none" or (kind == "linear" and factor == 1.0):
+    if kind == "none" or (kind == "linear" and factor in (0.0, 1.0)):
         return None
     scaling: dict[str, Any] = {"rope_type": kind, "factor": factor}
     if (original := metadata.get(f"{arch}.rope.scaling.original_context_length")) is not None:

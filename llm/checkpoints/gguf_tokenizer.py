@@ -59,6 +59,8 @@ def _byte_level(metadata: Metadata) -> Tokenizer:
     """Byte-level BPE: text is cut into words, words are spelled in 256 letters for the bytes, then merged."""
     rule = _pre_tokenizer(metadata)
     merges = [tuple(merge.split(" ")) for merge in metadata.get("tokenizer.ggml.merges", ())]
+    if not merges:
+        raise OccError("the metadata lacks tokenizer.ggml.merges, which cut text into tokens; convert the model again.")
     tokenizer = Tokenizer(BPE(_vocabulary(metadata), merges, ignore_merges=rule.ignore_merges))
     if rule.nfc:
         tokenizer.normalizer = normalizers.NFC()

@@ -140,7 +140,8 @@ class Compress:
         """Calibrate, compress, and show the sizes."""
         terminal = Terminal(json_only=self.json)
         checkpoint = load_checkpoint(self.model)
-        check_output(self.out, force=self.force, inputs=[] if checkpoint.path is None else [checkpoint.path])
+        read = (checkpoint.path, self.settings.transforms, self.calibration.text, self.calibration.statistics)
+        check_output(self.out, force=self.force, inputs=[path for path in read if path is not None])
         tokens = self.calibration.tokens(checkpoint, hold_back=0 if self.settings.kl is None else HELD_BACK)
         statistics = self.calibration.collect(checkpoint, terminal, tokens, seed=self.settings.seed)
         result = compress(

@@ -86,7 +86,7 @@ def compress(
     settings = settings.decided(num_weights(checkpoint.config))
     if tokens is None:
         settings = dataclasses.replace(settings, finish="never")
-    inputs = [checkpoint.path] if checkpoint.path is not None else []
+    inputs = [path for path in (checkpoint.path, settings.transforms) if path is not None]
     check_output(out, force=force, inputs=inputs)
     if surveyed is not None and not surveyed.serves(settings):
         raise ValueError("the survey was made in other coordinates, or with another seed, damping or feedback")

@@ -179,10 +179,10 @@ def token_nll(
     """Negative log-likelihood of every target, nats; the logits of 256 positions exist at a time."""
 
     def chunk(head: Array, x: Array, target: Array) -> Array:
-        logits = jnp.matmul(x, head.T, preferred_element_type=jnp.float32)
+        logits = jnp.matmul(x, head.T, precision="highest", preferred_element_type=jnp.float32)
         highest = logits.max(axis=1, keepdims=True)
         # A product with ones is a faster sum than a reduction: it reads each exponential where it was computed.
-        total = jnp.exp(logits - highest) @ jnp.ones((head.shape[0], 1), logits.dtype)
+        total = jnp.matmul(jnp.exp(logits - highest), jnp.ones((head.shape[0], 1), logits.dtype), precision="highest")
         return (highest + jnp.log(total) - jnp.take_along_axis(logits, target[:, None], axis=1))[:, 0]
 
     return over_rows(partial(_in_chunks, chunk, 256), devices)((hidden, targets), head)
@@ -212,7 +212,7 @@ def compare_tokens(
 
     def chunk(heads: tuple[Array, Array], x: Array, x_ref: Array, target: Array) -> tuple[Array, Array, Array]:
         a, b = (
-            jnp.matmul(head, states.T, preferred_element_type=jnp.float32)
+            jnp.matmul(head, states.T, precision="highest", preferred_element_type=jnp.float32)
             for head, states in ((heads[1], x_ref), (heads[0], x))
         )
         a, b = a - a.max(axis=0, keepdims=True), b - b.max(axis=0, keepdims=True)

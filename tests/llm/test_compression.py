@@ -134,8 +134,9 @@ def test_two_runs_are_identical_and_another_device_count_decodes_the_same(toy, t
         np.testing.assert_array_equal(one, other)
 
 
-def test_an_interrupted_compression_goes_on_and_ends_in_the_same_bytes(toy, toy_statistics, tmp_path):
-    settings, done = Settings(step=0.01, states=1), []
+@pytest.mark.parametrize("coordinates", ["identity", "hadamard"])
+def test_an_interrupted_compression_goes_on_and_ends_in_the_same_bytes(toy, toy_statistics, tmp_path, coordinates):
+    settings, done = Settings(step=0.01, states=1, coordinates=coordinates), []
 
     def interrupt(names, label):
         for number, name in enumerate(names):
@@ -153,6 +154,16 @@ def test_an_interrupted_compression_goes_on_and_ends_in_the_same_bytes(toy, toy_
     assert not list((tmp_path / "cache").rglob("*.occ.safetensors")), "nothing is left behind"
     compress(toy, tmp_path / "b", toy_statistics, settings)
     assert (tmp_path / "a" / CONTAINER).read_bytes() == (tmp_path / "b" / CONTAINER).read_bytes()
+
+
+def test_a_file_that_is_read_is_not_replaced(toy, toy_statistics, tmp_path):
+    compress(toy, tmp_path / "out", toy_statistics, Settings(step=0.1, states=1))
+    transforms = tmp_path / "out" / "t.safetensors"
+    transforms.write_bytes(b"hours of work")
+    settings = Settings(step=0.1, states=1, coordinates="learned", transforms=transforms)
+    with pytest.raises(OccError, match="would replace the input"):
+        compress(toy, tmp_path / "out", toy_statistics, settings, force=True)
+    assert transforms.read_bytes() == b"hours of work"
 
 
 def test_two_equal_compressions_at_once_do_not_touch_each_other(toy, toy_statistics, tmp_path):

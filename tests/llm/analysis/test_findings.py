@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 from occ_llm.analysis import decide
 from occ_llm.analysis.findings import (
+    alike,
     low_directions_are_cheap,
     norms_are_kept,
     outliers_vanish,
@@ -12,6 +13,7 @@ from occ_llm.analysis.findings import (
     price_vanishes,
     rotation_is_blind,
     scales_are_smooth,
+    weighted,
 )
 
 
@@ -31,6 +33,19 @@ def test_norms(analysis):
     assert norms_are_kept(analysis).holds
     broken = changed(analysis, "regimes", lambda r: dataclasses.replace(r, norm_departure=0.01))
     assert not norms_are_kept(broken).holds
+
+
+def test_a_system_that_leaves_some_matrices_alone_is_no_better_for_it(analysis):
+    """Means are over all matrices: those that it does not move have their original coordinates."""
+    names = sorted({r.matrix for r in analysis.regimes})
+    learned = [
+        dataclasses.replace(r, coordinates="learned")
+        for r in analysis.regimes
+        if r.coordinates == "identity" and r.matrix != names[0]
+    ]
+    mixed = [*learned, *analysis.regimes, *learned]
+    assert weighted(mixed, "learned", "rate_bits") == pytest.approx(weighted(mixed, "identity", "rate_bits"))
+    assert {r.matrix for r in alike(mixed, "learned")} == set(names)
 
 
 @pytest.mark.parametrize(("left", "threshold", "holds"), [(0.1, 6.0, True), (0.9, 6.0, False), (0.1, 3.3, None)])

@@ -148,6 +148,8 @@ def test_keys_that_old_files_lack_have_their_defaults(tmp_path, make_config, mak
         ),
         ({"type": "none"}, None),
         ({"type": "linear", "factor": 1.0}, None),
+        ({"type": "linear", "factor": 0.0}, None),
+        ({"factor": 2.0}, RopeScaling(kind="linear", factor=2.0, original_max_position=512)),
     ],
 )
 def test_rope_scaling_of_the_metadata(tmp_path, make_config, make_weights, write_gguf, metadata, expected):

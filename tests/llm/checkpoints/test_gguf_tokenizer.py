@@ -192,6 +192,7 @@ def test_sentencepiece_without_a_space_in_front():
         ({"tokenizer.ggml.pre": "martian"}, "'martian' is not supported"),
         ({"tokenizer.ggml.merges": ["a zzzz"]}, "inconsistent"),
         ({"tokenizer.ggml.merges": ["abc"]}, "inconsistent"),
+        ({"tokenizer.ggml.merges": []}, "lacks tokenizer.ggml.merges"),
         ({"tokenizer.ggml.model": "llama"}, "no scores"),
         ({"tokenizer.ggml.model": "llama", "tokenizer.ggml.scores": [0.0]}, "no scores"),
     ],
