@@ -1,12 +1,12 @@
 """Put what rotation does, and what alignment does, into the pages about it, from the record of the bench.
 
-    occ learn MODEL layerwise-int3.safetensors --text FILE --text-share 0.6 --calibration-windows 32 \\
+    occ learn MODEL layerwise-int3-feedback.safetensors --text FILE --text-share 0.6 --calibration-windows 32 \\
         --objective int --bits 3 --init hadamard
     occ learn MODEL end-to-end-int2.safetensors --text FILE --text-share 0.6 --calibration-windows 32 \\
         --objective kl --bits 2 --clip --init learned --transforms layerwise-int2-clipped.safetensors \\
         --steps 60 --learning-rate 0.001 --refresh 1
     occ bench MODEL --text FILE --coordinates identity hadamard klt learned --seeds 5 \\
-        --transforms layerwise-int3.safetensors --methods int-gptq-128 scalar trellis-8 --rates 1.5 2 2.5 3
+        --transforms layerwise-int3-feedback.safetensors --methods int-gptq-128 scalar trellis-8 --rates 1.5 2 2.5 3
     python scripts/update_bench.py bench         # takes the rows over into docs/results/bench.json
     python scripts/update_rotation.py            # rewrites the tables of both pages
     python scripts/update_rotation.py --check    # exit code 1 unless the pages say what the record says
