@@ -81,12 +81,12 @@ def _factors(
 ) -> Factors:
     """Factors of second moments of the network's activations, in the coordinates in which matrices are quantized."""
     factors = Factors(directory, damping=damping, feedback=True)
-    statistics, found = network.statistics, hessians()
+    found = hessians()
     for name in {Factors.inputs_of(name): name for name in found}.values():
-        moment = found[name]
-        if statistics.weights_tokens(name):
-            moment = carried(statistics.error_moment(name), statistics.hessian(name), moment, damping=damping)
-        factors.of(name, sandwich(network.stored_transform(name), moment))
+        moment = sandwich(network.stored_transform(name), found[name])
+        if network.statistics.weights_tokens(name):
+            moment = carried(network.sensitivity(name).hessian, network.input_moment(name), moment, damping=damping)
+        factors.of(name, moment)
     return factors
 
 
