@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import gguf
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
 from ..errors import OccError
 from .gguf_config import Metadata
 from .gguf_pretokenizers import PRE_TOKENIZERS, PreTokenizer
-from .tokenizer_files import TOKENIZER_JSON
+from .tokenizer_files import TOKENIZER_JSON, frame
 
 _logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def gguf_tokenizer_files(metadata: Metadata) -> dict[str, bytes]:
     add_bos = metadata.get("tokenizer.ggml.add_bos_token", kind == "llama" or _pre_tokenizer(metadata).add_bos)
     add_eos = metadata.get("tokenizer.ggml.add_eos_token", False)
     config = _tokenizer_config(metadata, add_bos=add_bos, add_eos=add_eos)
-    _frame(tokenizer, config)
+    frame(tokenizer, config)
     return {
         TOKENIZER_JSON: tokenizer.to_str(pretty=True).encode(),
         "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False).encode(),
@@ -158,15 +158,3 @@ def _tokenizer_config(metadata: Metadata, *, add_bos: bool, add_eos: bool) -> di
     if (template := metadata.get("tokenizer.chat_template")) is not None:
         config["chat_template"] = template
     return config
-
-
-def _frame(tokenizer: Tokenizer, config: Mapping[str, Any]) -> None:
-    """Begin and end every text with BOS and EOS where the model wants them."""
-    bos = [config["bos_token"]] if config["add_bos_token"] else []
-    eos = [config["eos_token"]] if config["add_eos_token"] else []
-    if bos or eos:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=[*bos, "$A", *eos],
-            pair=[*bos, "$A", *eos, *(f"{token}:1" for token in bos), "$B:1", *(f"{token}:1" for token in eos)],
-            special_tokens=[(token, tokenizer.token_to_id(token)) for token in {*bos, *eos}],
-        )

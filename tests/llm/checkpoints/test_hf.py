@@ -205,6 +205,23 @@ def test_a_vocabulary_larger_than_the_embedding(tmp_path, make_config, make_weig
     refused(write_hf(tmp_path, config, make_weights(config)), "300 tokens but the embedding 200 rows")
 
 
+@pytest.mark.parametrize("token", ["a", {"content": "a", "lstrip": False}])
+def test_texts_begin_as_the_tokenizers_class_says(directory, token):
+    """LlamaTokenizerFast of transformers puts BOS there, though no file but the config knows of it."""
+    plain = read_hf_directory(directory).tokenizer.encode("fox").ids
+    file = directory / "tokenizer_config.json"
+    for name, asked, begins in (
+        ("LlamaTokenizerFast", True, True),
+        ("LlamaTokenizerFast", False, False),
+        ("PreTrainedTokenizerFast", True, False),
+    ):
+        file.write_text(json.dumps({"tokenizer_class": name, "add_bos_token": asked, "bos_token": token}))
+        tokenizer = read_hf_directory(directory).tokenizer
+        assert tokenizer.encode("fox").ids == [tokenizer.token_to_id("a")] * begins + plain
+    file.write_text("{")
+    refused(directory, "tokenizer_config.json is damaged")
+
+
 def test_damaged_tokenizer(directory):
     (directory / "tokenizer.json").write_text("{")
     refused(directory, "tokenizer.json is damaged")
