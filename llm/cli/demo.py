@@ -49,10 +49,10 @@ class Demo:
     def run(self) -> None:
         """Run the demo and write ``results.json`` and ``rate_distortion.svg``."""
         terminal = Terminal(json_only=self.json)
-        if (self.out / "results.json").exists() and not self.force:
-            raise OccError(f"{self.out}: holds a demo already; choose another --out, or pass --force to replace it")
         begun = self.out / _BEGUN
         again = self.force or begun.exists()
+        if (self.out / "results.json").exists() and not again:
+            raise OccError(f"{self.out}: holds a demo already; choose another --out, or pass --force to replace it")
         checkpoint = _open(self.model, terminal)
         window = self.window or usual_window(checkpoint.config)
         windows = cut_windows(python_text("heldout"), checkpoint.tokenizer, window=window, max_windows=self.max_windows)

@@ -103,6 +103,10 @@ def test_a_demo_that_was_interrupted_goes_on_by_the_same_command(tmp_path, capsy
     assert run(command) == 0
     assert len(json.loads(capsys.readouterr().out)["rows"]) == 3
     fails(capsys, command, "holds a demo already")
+    (out / "unfinished").touch()  # as it would be if that one had been begun with --force
+    with monkeypatch.context() as patch:
+        patch.setattr(demo, "measured_row", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert run(command) == 130
 
 
 def test_windows_are_no_longer_than_what_the_model_was_trained_on(tmp_path, capsys):
