@@ -6,11 +6,11 @@ A rule can come out either way. A claim that the measurement cannot decide stays
 import dataclasses
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import numpy as np
 
 from .frequency import CONTROL
+from .means import alike, weighted
 from .outliers import SCATTERED
 from .run import Analysis
 
@@ -108,21 +108,6 @@ def rotation_costs_bits(a: Analysis) -> Finding:
 def mean_rates(a: Analysis) -> dict[str, float]:
     """Coded bits per weight of all matrices together, in every coordinate system."""
     return {c: weighted(a.regimes, c, "rate_bits") for c in a.systems}
-
-
-def alike(rows: Iterable[Any], coordinates: str) -> list[Any]:
-    """All matrices in one coordinate system; those that it leaves as they are have their original coordinates."""
-    known: dict[str, Any] = {}
-    for row in rows:
-        if row.coordinates == coordinates or (row.coordinates == "identity" and row.matrix not in known):
-            known[row.matrix] = row
-    return list(known.values())
-
-
-def weighted(rows: Iterable, coordinates: str, field: str) -> float:
-    """Mean of a field over all matrices in one coordinate system, every weight counted once."""
-    chosen = alike(rows, coordinates)
-    return float(np.average([getattr(r, field) for r in chosen], weights=[r.num_weights for r in chosen]))
 
 
 def outliers_vanish(a: Analysis) -> Finding:

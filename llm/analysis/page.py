@@ -12,7 +12,8 @@ from markupsafe import Markup
 from . import operator_figures as operator
 from . import weight_figures as weights
 from .drawing import Figure
-from .findings import Finding, decide, weighted
+from .findings import Finding, decide
+from .means import weighted
 from .run import Analysis
 
 SECTIONS = {

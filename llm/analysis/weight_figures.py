@@ -9,6 +9,7 @@ import numpy as np
 from ..roles import LINEAR_KINDS
 from . import findings as found
 from .drawing import Figure, Sheet, heat_map, plain_log_scale, style
+from .means import alike, weighted
 from .outliers import SCATTERED
 from .regimes import HISTOGRAM_WIDTH
 from .run import Analysis
@@ -68,7 +69,7 @@ def regimes_figure(a: Analysis) -> Figure:
     for field, (title, unit) in MEASURES.items():
         with sheet.panel(title, "layer", unit) as axes:
             for index, coordinates in enumerate(a.systems):
-                layers, values = by_layer(found.alike(a.regimes, coordinates), field)
+                layers, values = by_layer(alike(a.regimes, coordinates), field)
                 axes.plot(layers, values, label=coordinates, **style(index))
             if field in LOGARITHMIC:
                 plain_log_scale(axes.yaxis)
@@ -117,16 +118,16 @@ def survivors_figure(a: Analysis) -> Figure:
     )
     with sheet.panel("left of the largest 0.1 %", "coordinates", "share (%)") as axes:
         for index, (field, label) in enumerate(fields):
-            values = [100 * found.weighted(a.outliers, c, field) for c in a.systems]
+            values = [100 * weighted(a.outliers, c, field) for c in a.systems]
             axes.bar(
                 np.arange(len(a.systems)) + 0.27 * (index - 1), values, 0.25, label=label, color=style(index)["color"]
             )
         axes.set_xticks(range(len(a.systems)), a.systems, rotation=25)
     with sheet.panel("energy in the largest 0.1 %", "layer", "share of the energy (%)") as axes:
         for index, coordinates in enumerate(a.systems):
-            layers, values = by_layer(found.alike(a.outliers, coordinates), "energy_share")
+            layers, values = by_layer(alike(a.outliers, coordinates), "energy_share")
             axes.plot(layers, 100 * np.asarray(values), label=coordinates, **style(index))
-    rows = [{"coordinates": c} | {f: found.weighted(a.outliers, c, f) for f, _ in fields} for c in a.systems]
+    rows = [{"coordinates": c} | {f: weighted(a.outliers, c, f) for f, _ in fields} for c in a.systems]
     return Figure(
         name="survivors",
         title=found.outliers_vanish(a).evidence,

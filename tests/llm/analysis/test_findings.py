@@ -5,7 +5,6 @@ import dataclasses
 import pytest
 from occ_llm.analysis import decide
 from occ_llm.analysis.findings import (
-    alike,
     low_directions_are_cheap,
     norms_are_kept,
     outliers_vanish,
@@ -13,8 +12,8 @@ from occ_llm.analysis.findings import (
     price_vanishes,
     rotation_is_blind,
     scales_are_smooth,
-    weighted,
 )
+from occ_llm.analysis.means import alike, weighted
 
 
 def changed(analysis, field, change):
