@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from occ_jax.learned.split import Split
+
 
 def mean_over_batch(
     loss: Callable[[Any, Any, Any], Float[Array, ""]], params: Any, constants: Any, batch: Any
@@ -40,14 +42,12 @@ def mean_over_batch(
         [0.5, 2.0]
     """
     leaves, structure = jax.tree.flatten(params)
-    is_float = tuple(jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) for leaf in leaves)
-    floats = [leaf for leaf, chosen in zip(leaves, is_float) if chosen]
-    rest = [leaf for leaf, chosen in zip(leaves, is_float) if not chosen]
+    split = Split(structure, tuple(jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) for leaf in leaves))
+    floats, rest = split.apart(leaves)
 
     def of_floats(floats: list[Array], others: tuple[list[Array], Any], element: Any) -> Array:
         rest, constants = others
-        sources = {True: iter(floats), False: iter(rest)}
-        return loss(jax.tree.unflatten(structure, [next(sources[chosen]) for chosen in is_float]), constants, element)
+        return loss(split.merge(floats, rest), constants, element)
 
     return _mean(of_floats, floats, (rest, constants), batch)
 
@@ -58,18 +58,19 @@ def _mean(loss: Callable, floats: list[Array], others: Any, batch: Any) -> Array
 
 
 def _with_gradient(loss: Callable, floats: list[Array], others: Any, batch: Any) -> tuple[Array, list[Array]]:
-    measure = jax.value_and_grad(loss)
+    size = len(jax.tree.leaves(batch)[0])
+    measure = jax.value_and_grad(lambda *given: loss(*given) / size)
 
     def add(sums: Any, element: Any) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, sums, measure(floats, others, element)), None
 
     one = jax.eval_shape(measure, floats, others, jax.tree.map(lambda x: x[0], batch))
     sums, _ = lax.scan(add, jax.tree.map(jnp.zeros_like, one), batch)
-    return jax.tree.map(lambda x: x / jax.tree.leaves(batch)[0].shape[0], sums)
+    return sums
 
 
 def _backward(loss: Callable, gradients: list[Array], cotangent: Array) -> tuple[list[Array], None, None]:
-    return [(cotangent * g).astype(g.dtype) for g in gradients], None, None
+    return [(cotangent * gradient).astype(gradient.dtype) for gradient in gradients], None, None
 
 
 _mean.defvjp(_with_gradient, _backward)

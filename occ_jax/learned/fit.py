@@ -29,6 +29,7 @@ from occ_jax.learned.losses import RateDistortion
 from occ_jax.learned.orthogonal import orthogonality_error
 from occ_jax.learned.progress import fingerprint, read_state, write_state
 from occ_jax.learned.sharing import place, place_data, sharing_mesh
+from occ_jax.learned.split import Split
 
 try:
     import optax
@@ -152,10 +153,10 @@ def fit(
             f"a fit takes at least one step, in chunks of at least one: got {steps} and {chunk}, what is refreshed "
             f"every {refresh_every}"
         )
-    split = _Split.of(params, default_labels(params) if labels is None else labels)
-    transformation = _partitioned(optimizer, split.labels)
+    labels = default_labels(params) if labels is None else labels
+    split, trained, frozen, names = _trained_and_frozen(params, labels)
+    transformation = _partitioned(optimizer, names)
     prepare = partial(jax.vmap, in_axes=0) if stacked else lambda f: f
-    frozen, trained = split.frozen, split.trained
     with jax.numpy_dtype_promotion("standard"):
         state = (trained, prepare(transformation.init)(trained))
     layers = trained[0].shape[0] if stacked else None
@@ -198,35 +199,19 @@ def _check_finite(entries: Sequence[Array], done: int) -> None:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Split:
-    """A tree taken apart into the leaves that are trained and those that are not."""
-
-    structure: Any
-    is_trained: tuple[bool, ...]
-    labels: list[str]
-    trained: list[Array]
-    frozen: list[Array]
-
-    @staticmethod
-    def of(params: Any, labels: Any) -> "_Split":
-        leaves, structure = jax.tree.flatten(params)
-        names = structure.flatten_up_to(labels)
-        leaves = [jnp.asarray(leaf) for leaf in leaves]
-        is_trained = tuple(name != FROZEN for name in names)
-        for leaf, name in zip(leaves, names):
-            if name != FROZEN and not jnp.issubdtype(leaf.dtype, jnp.floating):
-                raise ValueError(f"a leaf of type {leaf.dtype} is labelled {name!r}: only floats can be trained")
-        if not any(is_trained):
-            raise ValueError("every leaf is frozen: there is nothing to train, pass labels or a learned transform")
-        chosen = [(leaf, name) for leaf, name in zip(leaves, names) if name != FROZEN]
-        frozen = [leaf for leaf, name in zip(leaves, names) if name == FROZEN]
-        return _Split(structure, is_trained, [n for _, n in chosen], [leaf for leaf, _ in chosen], frozen)
-
-    def merge(self, trained: Sequence[Array], frozen: Sequence[Array]) -> Any:
-        """The tree with these leaves."""
-        sources = {True: iter(trained), False: iter(frozen)}
-        return jax.tree.unflatten(self.structure, [next(sources[flag]) for flag in self.is_trained])
+def _trained_and_frozen(params: Any, labels: Any) -> tuple[Split, list[Array], list[Array], list[str]]:
+    """What puts the tree together, its trained and its frozen leaves, and the labels of the trained ones."""
+    leaves, structure = jax.tree.flatten(params)
+    names = structure.flatten_up_to(labels)
+    leaves = [jnp.asarray(leaf) for leaf in leaves]
+    for leaf, name in zip(leaves, names):
+        if name != FROZEN and not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ValueError(f"a leaf of type {leaf.dtype} is labelled {name!r}: only floats can be trained")
+    split = Split(structure, tuple(name != FROZEN for name in names))
+    trained, frozen = split.apart(leaves)
+    if not trained:
+        raise ValueError("every leaf is frozen: there is nothing to train, pass labels or a learned transform")
+    return split, trained, frozen, [name for name in names if name != FROZEN]
 
 
 def _partitioned(optimizer: Any, labels: list[str]) -> Any:
