@@ -24,9 +24,7 @@ from occ_llm.folding import fold_norms
 from occ_llm.learning import LearnSettings
 from occ_llm.learning.end_to_end import EndToEnd
 from occ_llm.learning.layerwise import Layerwise
-from occ_llm.learning.losses import Integers
-from occ_llm.learning.problem import make_problem
-from occ_llm.learning.session import pass_seconds
+from occ_llm.learning.session import pass_seconds, problem_of
 from occ_llm.learning.train import Learned
 from occ_llm.model import LanguageModel
 
@@ -34,17 +32,12 @@ from occ_llm.model import LanguageModel
 def trainer(checkpoint: Checkpoint, statistics: Statistics, tokens: np.ndarray, settings: LearnSettings) -> Callable:
     """Return what trains with some settings."""
     config, weights = checkpoint.config, fold_norms(checkpoint.config, checkpoint.weights)
-    integers = settings.is_integer
-    problem = make_problem(
-        weights, statistics, hessians=integers, outer=not integers, damping=settings.damping,
-        feeds_rows=settings.feeds_rows, token_weights=not integers,
-    )  # fmt: skip
+    problem = problem_of(settings, weights, statistics)
     start = choose_coordinates(settings.init, config, key=jax.random.key(settings.seed))
     if not settings.end_to_end:
         return Layerwise(config, problem, start, settings).train
-    objective = Integers(settings.width, settings.group_size, settings.feedback, settings.clip)
     model = LanguageModel.from_weights(config, weights)
-    return EndToEnd(model, problem, predict(model, tokens), start, settings, objective).train
+    return EndToEnd(model, problem, predict(model, tokens), start, settings, settings.integers).train
 
 
 def main(

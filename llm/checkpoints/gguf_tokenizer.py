@@ -12,7 +12,7 @@ from tokenizers.models import BPE
 from ..errors import OccError
 from .gguf_config import Metadata
 from .gguf_pretokenizers import PRE_TOKENIZERS, PreTokenizer
-from .tokenizer_files import TOKENIZER_JSON, frame
+from .tokenizer_files import TOKENIZER_CONFIG, TOKENIZER_JSON, frame
 
 _logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def gguf_tokenizer_files(metadata: Metadata) -> dict[str, bytes]:
     frame(tokenizer, config)
     return {
         TOKENIZER_JSON: tokenizer.to_str(pretty=True).encode(),
-        "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False).encode(),
+        TOKENIZER_CONFIG: json.dumps(config, indent=2, ensure_ascii=False).encode(),
     }
 
 

@@ -9,16 +9,14 @@ from tokenizers import Tokenizer, processors
 
 from ..errors import OccError
 
-TOKENIZER_JSON = "tokenizer.json"
-
-_CONFIG = "tokenizer_config.json"
+TOKENIZER_JSON, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 
 _FRAMING = ("LlamaTokenizer", "LlamaTokenizerFast")
 """Classes of transformers that frame texts by their config, whatever ``tokenizer.json`` says."""
 
 TOKENIZER_FILES = (
     TOKENIZER_JSON,
-    "tokenizer_config.json",
+    TOKENIZER_CONFIG,
     "special_tokens_map.json",
     "added_tokens.json",
     "tokenizer.model",
@@ -84,9 +82,9 @@ def _token(config: Mapping[str, Any], end: str) -> list[str]:
 
 def _config(files: Mapping[str, bytes], source: str) -> dict[str, Any]:
     try:
-        config = json.loads(files.get(_CONFIG, b"{}"))
+        config = json.loads(files.get(TOKENIZER_CONFIG, b"{}"))
     except ValueError as error:
-        raise OccError(f"{source}: {_CONFIG} is damaged ({error}); download it again.") from error
+        raise OccError(f"{source}: {TOKENIZER_CONFIG} is damaged ({error}); download it again.") from error
     return config if isinstance(config, dict) else {}
 
 

@@ -14,7 +14,7 @@ from occ_jax.transforms import Identity
 
 from ..config import ModelConfig
 from ..coordinates import BlockCoordinates, Coordinates
-from .losses import Coded, Integers, Objective, block_points, outer_points, sample
+from .losses import Coded, Objective, block_points, outer_points, sample
 from .placements import Parameters, learned_coordinates, shared_and_blocks, with_block
 from .problem import Matrix, Problem, moving_kinds, split
 from .settings import LearnSettings
@@ -91,7 +91,7 @@ class Layerwise:
     def _make_objective(self) -> Objective:
         settings = self._settings
         if settings.is_integer:
-            return Integers(settings.width, settings.group_size, settings.feedback, settings.clip)
+            return settings.integers
 
         temperature = None if settings.temperature is None else jnp.float32(settings.temperature)
 

@@ -33,7 +33,7 @@ from ..stored_coordinates import as_stored
 from ..weights import Weights
 from .end_to_end import EndToEnd
 from .layerwise import Layerwise, Points
-from .losses import Coded, Integers, Objective
+from .losses import Coded, Objective
 from .placements import learned_coordinates, num_parameters
 from .problem import Problem, control_weights, make_problem
 from .settings import LearnSettings
@@ -168,7 +168,7 @@ class Session:
         return choose_coordinates("identity", self._config, key=jax.random.key(0))
 
     def _layerwise(self, weights: Weights, label: str, objective: Objective | None = None) -> tuple[Outcome, Objective]:
-        problem = self._problem(weights)
+        problem = problem_of(self._settings, weights, self._statistics)
         work = Layerwise(self._config, problem, self._start, self._settings, objective)
         learned = self._trained(work.train, label)
         measured = {
@@ -179,9 +179,10 @@ class Session:
         return Outcome(learned=learned, measured=measured, control=None, pass_seconds=seconds), work.objective
 
     def _end_to_end(self) -> Outcome:
-        settings, problem = self._settings, self._problem(self._folded)
-        objective: Objective = Integers(settings.width, settings.group_size, settings.feedback, settings.clip)
+        settings, problem = self._settings, problem_of(self._settings, self._folded, self._statistics)
+        objective: Objective
         if settings.is_integer:
+            objective = settings.integers
             rates = Layerwise(self._config, problem, self._start, settings, objective)
         else:
             # The rate with the second moments says at which step the file will have its size.
@@ -204,18 +205,6 @@ class Session:
 
     def _predicted(self, tokens: Int[np.ndarray, "windows length"]) -> Target:
         return predict(self._model, tokens, lambda rows: self._track(rows, "predict"))
-
-    def _problem(self, weights: Weights) -> Problem:
-        settings = self._settings
-        return make_problem(
-            weights,
-            self._statistics,
-            hessians=settings.objective != "scales" or settings.rate != "field",
-            outer=not settings.is_integer,
-            damping=settings.damping,
-            feeds_rows=settings.feeds_rows,
-            token_weights=not (settings.is_integer and settings.feedback),  # GPTQ knows of none
-        )
 
     def _described(self, place: Coordinates, problem: Problem, point: RateDistortion, points: Points) -> dict[str, Any]:
         """Measurements as numbers that JSON knows; what is stored with matrices is paid for."""
@@ -266,6 +255,25 @@ class Session:
             _PROCEDURE,
         ]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def problem_of(settings: LearnSettings, weights: Weights, statistics: Statistics) -> Problem:
+    """What a training with these settings looks at.
+
+    Args:
+        settings: of the training.
+        weights: with folded norms.
+        statistics: in original coordinates, with the Fisher information.
+    """
+    return make_problem(
+        weights,
+        statistics,
+        hessians=settings.objective != "scales" or settings.rate != "field",
+        outer=not settings.is_integer,
+        damping=settings.damping,
+        feeds_rows=settings.feeds_rows,
+        token_weights=not (settings.is_integer and settings.feedback),  # GPTQ knows of none
+    )
 
 
 def _digest_of(arrays: Iterable[Any]) -> str:

@@ -7,7 +7,7 @@ from occ_jax.quantization.hessian import DAMPING
 
 from ..compression.settings import LOW_RATE, Choice, decide
 from ..errors import OccError
-from .losses import FITTED_RATES, RateName
+from .losses import FITTED_RATES, Integers, RateName
 from .placements import SCALINGS, Placement
 from .structures import Structure
 
@@ -130,6 +130,11 @@ class LearnSettings:
     def target_bits(self) -> float:
         """Width of the integers or bits per weight."""
         return _BITS[self.objective] if self.bits is None else self.bits
+
+    @property
+    def integers(self) -> Integers:
+        """The integers that weights become."""
+        return Integers(self.width, self.group_size, self.feedback, self.clip)
 
     @property
     def width(self) -> int:
