@@ -13,10 +13,12 @@ add up; measures of the shape are medians, as one layer can be a thousand times 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 import numpy as np
 import tyro
+from occ_llm.analysis.means import alike, weighted
 from pages import exit_checked, table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,30 +56,21 @@ def take_over(page: Path) -> dict[str, Any]:
         analysis = json.loads((page / "analysis.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SystemExit(f"{page}: no finished analysis ({error}); run `occ analyze ... {page}`") from None
-    regimes = analysis["regimes"]
-    kinds = [*dict.fromkeys(r["kind"] for r in regimes), ALL]
+    regimes = [SimpleNamespace(**fields) for fields in analysis["regimes"]]
+    kinds = [*dict.fromkeys(r.kind for r in regimes), ALL]
     facts = {name: analysis["facts"][name] for name in FACTS} | {"layers": len(analysis["facts"]["layers"])}
-    systems = [s for s in analysis["systems"] if any(r["coordinates"] == s for r in regimes)]
-    rows = [_row(_alike(regimes, kind, system), kind, system) for kind in kinds for system in systems]
+    systems = [s for s in analysis["systems"] if any(r.coordinates == s for r in regimes)]
+    rows = [_row(regimes, kind, system) for kind in kinds for system in systems]
     return facts | {"rows": rows}
 
 
-def _alike(regimes: Sequence[Mapping[str, Any]], kind: str, system: str) -> list[Mapping[str, Any]]:
-    """The matrices of a kind in a system; those that it leaves as they are have their original coordinates."""
-    known: dict[str, Mapping[str, Any]] = {}
-    for regime in regimes:
-        if kind in (regime["kind"], ALL) and regime["coordinates"] in (ORIGINAL, system):
-            known[regime["matrix"]] = regime if regime["coordinates"] == system else known.get(regime["matrix"], regime)
-    return list(known.values())
-
-
-def _row(alike: Sequence[Mapping[str, Any]], kind: str, system: str) -> dict[str, Any]:
-    sizes = [r["num_weights"] for r in alike]
-    medians = {name: float(np.median([r[name] for r in alike])) for name in MEDIANS}
-    means = {name: float(np.average([r[name] for r in alike], weights=sizes)) for name in MEANS}
+def _row(regimes: Sequence[Any], kind: str, system: str) -> dict[str, Any]:
+    chosen = alike([r for r in regimes if kind in (r.kind, ALL)], system)
+    medians = {name: float(np.median([getattr(r, name) for r in chosen])) for name in MEDIANS}
+    means = {name: weighted(chosen, system, name) for name in MEANS}
     numbers = {name: round(value, 5) for name, value in (medians | means).items()}
-    moved = sum(r["coordinates"] == system for r in alike)
-    return {"kind": kind, "coordinates": system, "matrices": len(alike), "moved": moved, **numbers}
+    moved = sum(r.coordinates == system for r in chosen)
+    return {"kind": kind, "coordinates": system, "matrices": len(chosen), "moved": moved, **numbers}
 
 
 def page(record: Mapping[str, Any]) -> str:
