@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from occ_jax.codec import CodedTensor, Levels, encode_lattice, encode_raw, encode_tensor
+from occ_jax.codec import CodedTensor, Levels, encode_lattice, encode_raw, encode_tensor, write_container
 from occ_jax.quantization import Uniform, fit_affine
 from occ_jax.quantization.codebook import Codebook, estimate
 from occ_jax.quantization.trellis import gaussian_statistics
@@ -80,6 +80,20 @@ def every_kind() -> dict[str, CodedTensor]:
 @pytest.fixture(scope="session")
 def kinds() -> dict[str, CodedTensor]:
     return every_kind()
+
+
+@pytest.fixture
+def model() -> dict[str, object]:
+    """What a file says of its model."""
+    return {"name": "é", "rates": [1, 2.5], "nested": {"coordinates": "hadamard"}}
+
+
+@pytest.fixture
+def path(kinds, model, tmp_path) -> Path:
+    """A file with tensors of every kind."""
+    target = tmp_path / "model.occ.safetensors"
+    write_container(target, kinds, model=model, producer="test 1")
+    return target
 
 
 @pytest.fixture(scope="session")

@@ -91,12 +91,16 @@ def test_compress_evaluate_inspect_decompress_generate(place, compressed, capsys
     assert len(json.loads(capsys.readouterr().out)["tokens"]) == 5
 
 
+def interrupted(*_, **__):
+    raise KeyboardInterrupt
+
+
 def test_a_demo_that_was_interrupted_goes_on_by_the_same_command(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(demo, "COORDINATES", ("identity",))
     out = tmp_path / "demo"
     command = ["demo", "--model", "tiny", "--out", str(out), "--window", "64", "--max-windows", "1", "--json"]
     with monkeypatch.context() as patch:
-        patch.setattr(demo, "measured_row", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(demo, "measured_row", interrupted)
         assert run(command) == 130
     assert (out / "identity-4" / CONTAINER).is_file()
     capsys.readouterr()
@@ -105,7 +109,7 @@ def test_a_demo_that_was_interrupted_goes_on_by_the_same_command(tmp_path, capsy
     fails(capsys, command, "holds a demo already")
     (out / "unfinished").touch()  # as it would be if that one had been begun with --force
     with monkeypatch.context() as patch:
-        patch.setattr(demo, "measured_row", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(demo, "measured_row", interrupted)
         assert run(command) == 130
 
 
