@@ -57,14 +57,13 @@ class Window(NamedTuple):
     Attributes:
         residual: residuals of each survivor (state and row), side by side so that they move as one.
         end: state in which each survivor ended each block.
-        decision: bits that led to each state, from each block's own search; a ring, block ``i`` in slot ``i % blocks``.
-        q: indices that led to each state; likewise.
+        q: indices that led to each state, from each block's own search. A ring, block ``i`` in slot ``i % slots``, with
+            one slot more than there are blocks: the newest is written before the oldest is read, so nothing is copied.
     """
 
     residual: Float32[Array, "survivors columns"]
     end: Int32[Array, "blocks states rows"]
-    decision: Int32[Array, "blocks block states rows"]
-    q: Int32[Array, "blocks block states rows"]
+    q: Int32[Array, "slots block states rows"]
 
 
 def _flat(state: Int32[Array, "states rows"]) -> Int32[Array, "states rows"]:
@@ -98,10 +97,10 @@ def _extend(
         t = lax.dynamic_index_in_dim(values, index, keepdims=False)
         zero, one = branches(metric, t, weight, level)
         from_zero, from_one = zero[0][before[:, 0]], one[0][before[:, 1]]
-        decision = (from_one < from_zero).astype(jnp.int32)
+        is_one = from_one < from_zero
 
         def survive(of_zero, of_one):
-            chosen = jnp.broadcast_to(decision == 1, of_zero.shape)
+            chosen = jnp.broadcast_to(is_one, of_zero.shape)
             return jnp.where(chosen, of_one[..., before[:, 1], :], of_zero[..., before[:, 0], :])
 
         metric = jnp.minimum(from_zero, from_one)
@@ -109,21 +108,20 @@ def _extend(
         origin, values = survive(origin, origin), survive(values, values)
         values = values - coupling[:, None, None] * residual[None]
         values = lax.dynamic_update_index_in_dim(values, residual, index, axis=0)
-        return (metric, origin, values), (decision, q)
+        return (metric, origin, values), q
 
     return extend
 
 
-def _trace(decision: Array, q: Array, state: Int32[Array, " rows"], num_states: int) -> Int32[Array, "block rows"]:
-    """Indices of a block along the path that ends in ``state``."""
+def _trace(q: Array, state: Int32[Array, " rows"], num_states: int) -> Int32[Array, "block rows"]:
+    """Indices of a block along the path that ends in ``state``: an index tells its subset, hence its origin."""
     before = jnp.asarray(predecessors(num_states), jnp.int32)
 
-    def back(state, column):
-        decision, q = column
-        bit = _at_state(decision, state[None])[0]
-        return before[state, bit], _at_state(q, state[None])[0]
+    def back(state, q):
+        chosen = _at_state(q, state[None])[0]
+        return before[state, (chosen >> 1) & 1], chosen
 
-    return lax.scan(back, state, (decision, q), reverse=True)[1]
+    return lax.scan(back, state, q, reverse=True)[1]
 
 
 def decide_rows(
@@ -215,39 +213,38 @@ def search_rows(
         near = lax.dynamic_slice_in_dim(coupling, first, delay * block)
         inside = lax.dynamic_slice_in_dim(coupling, first + delay * block, block)
         values = lax.dynamic_slice_in_dim(t, first, block) - coupling[:num_columns].T @ residuals
-        values = values[:, None, :] - (window.residual @ near).T.reshape(block, num_states, num_rows)
+        # Apart from its transposition, which the compiler would merge into a product several times slower on a CPU.
+        of_window = lax.optimization_barrier(window.residual @ near)
+        values = values[:, None, :] - of_window.T.reshape(block, num_states, num_rows)
         of_block = (lax.dynamic_slice_in_dim(x, first, block) for x in (columns.weight, columns.level))
         index = jnp.arange(block, dtype=jnp.int32)
-        carry, (decision, of_state) = lax.scan(extend, (metric, states, values), (index, inside, *of_block))
+        carry, newest = lax.scan(extend, (metric, states, values), (index, inside, *of_block))
         metric, origin, residual = carry
 
         moved, end = window.residual[_flat(origin).reshape(-1)], _at_state(window.end, origin)
         best = jnp.argmin(metric, axis=0).astype(jnp.int32)[None]
         oldest = _at_state(end[0], best)
         metric = jnp.where(end[0] == oldest, metric - metric.min(axis=0, keepdims=True), jnp.inf)
-        slot = (first // block) % delay
-        decision_then, q_then = (lax.dynamic_index_in_dim(x, slot, keepdims=False) for x in (window.decision, window.q))
+        ring = lax.dynamic_update_index_in_dim(window.q, newest, (first // block) % (delay + 1), axis=0)
+        leaving = lax.dynamic_index_in_dim(ring, (first // block + 1) % (delay + 1), keepdims=False)
         residuals = lax.dynamic_update_slice_in_dim(residuals, moved[_flat(best)[0], :block].T, first, axis=0)
-        q = lax.dynamic_update_slice_in_dim(q, _trace(decision_then, q_then, oldest[0], num_states), first, axis=0)
+        q = lax.dynamic_update_slice_in_dim(q, _trace(leaving, oldest[0], num_states), first, axis=0)
         window = Window(
             jnp.concatenate([moved[:, block:], residual.reshape(block, -1).T], axis=1),
             jnp.concatenate([end[1:], states[None]]),
-            lax.dynamic_update_index_in_dim(window.decision, decision, slot, axis=0),
-            lax.dynamic_update_index_in_dim(window.q, of_state, slot, axis=0),
+            ring,
         )
         return (metric, window, residuals, q), None
 
     def zeros(*shape, dtype=jnp.float32):
         return jnp.zeros((*shape, num_rows), dtype)
 
-    undecided = (delay, block, num_states)
     start = (
         jnp.where(states == 0, 0.0, jnp.inf).astype(jnp.float32),
         Window(
             jnp.zeros((num_states * num_rows, delay * block), jnp.float32),
             zeros(delay, num_states, dtype=jnp.int32),
-            zeros(*undecided, dtype=jnp.int32),
-            zeros(*undecided, dtype=jnp.int32),
+            zeros(delay + 1, block, num_states, dtype=jnp.int32),
         ),
         zeros(num_columns),
         zeros(num_columns, dtype=jnp.int32),
@@ -255,9 +252,9 @@ def search_rows(
     num_blocks = num_columns // block
     (metric, window, residuals, q), _ = lax.scan(visit, start, block * jnp.arange(num_blocks, dtype=jnp.int32))
     best = jnp.argmin(metric, axis=0).astype(jnp.int32)[None]
-    slots = (num_blocks + jnp.arange(delay, dtype=jnp.int32)) % delay  # oldest first
+    slots = (num_blocks - delay + jnp.arange(delay, dtype=jnp.int32)) % (delay + 1)  # oldest first
     ends = _at_state(window.end, best)[:, 0]
-    last_q = jax.vmap(partial(_trace, num_states=num_states))(window.decision[slots], window.q[slots], ends)
+    last_q = jax.vmap(partial(_trace, num_states=num_states))(window.q[slots], ends)
     last_residuals = window.residual[_flat(best)[0]].T
     # What comes out first are the blocks before the first column.
     q = jnp.concatenate([q, last_q.reshape(delay * block, num_rows)])[delay * block :]
