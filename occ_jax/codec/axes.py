@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from occ_jax.codec.errors import damaged, too_new
-from occ_jax.codec.spec import CodedTransform, UnknownName, code_transform, from_spec, leaves_axis
+from occ_jax.codec.limits import leaves_axis
+from occ_jax.codec.spec import CodedTransform, UnknownName, code_transform, from_spec
 from occ_jax.entropy.varint import ByteReader
 from occ_jax.transforms import Transform
 

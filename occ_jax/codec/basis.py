@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from occ_jax.codec.errors import FormatError, damaged, too_new
-from occ_jax.codec.spec import DEFAULT_MATRIX_BITS, UnknownName, from_spec, to_spec
+from occ_jax.codec.spec import DEFAULT_MATRIX_BITS, UnknownName, code_transform, from_spec
 from occ_jax.codec.tensor import CodedTensor, shorten
 from occ_jax.entropy.varint import ByteReader
 from occ_jax.transforms import Transform
@@ -29,8 +29,9 @@ def encode_transform(transform: Transform, size: int, *, matrix_bits: int = DEFA
         >>> decode_transform(encode_transform(hadamard(4), 4)).forward(jnp.ones(4)).tolist()
         [2.0, 0.0, 0.0, 0.0]
     """
-    fields, data = to_spec(transform, matrix_bits=matrix_bits)
-    return CodedTensor(spec={"codec": "transform", "transform": fields}, shape=(size,), sections={"transforms": data})
+    coded = code_transform(transform, matrix_bits=matrix_bits)
+    spec = {"codec": "transform", "transform": coded.spec}
+    return CodedTensor(spec=spec, shape=(size,), sections={"transforms": coded.data})
 
 
 def check_transform(spec: Mapping[str, Any], shape: tuple[int, ...], sizes: Mapping[str, int], place: str) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from occ_jax.codec.angles import read_angles, write_angles
 from occ_jax.codec.levels import read_levels, write_levels
+from occ_jax.codec.limits import MAX_BUTTERFLY, MAX_HADAMARD_SIZE
 from occ_jax.codec.matrices import read_orthogonal, write_orthogonal
 from occ_jax.entropy.varint import ByteReader, write_varints
 from occ_jax.quantization import Affine, DeadZone, Uniform
@@ -24,13 +25,6 @@ from occ_jax.transforms import (
     Scaling,
     num_pairs,
 )
-
-MAX_BUTTERFLY = (1 << 16, 8)
-"""Largest size of a butterfly and most sweeps: constant angles take no bytes, so the bytes at hand bound nothing."""
-
-MAX_HADAMARD_SIZE = 1 << 20
-"""Longest Hadamard transform: without signs it takes no bytes, so its length is bounded by itself."""
-
 
 _Writer = Callable[[Any, int], tuple[dict[str, Any], bytes]]
 _Reader = Callable[[Mapping[str, Any], ByteReader, int], Any]
@@ -72,6 +66,9 @@ def _read_planes(spec: Mapping[str, Any], data: ByteReader, _: int) -> PlaneRota
 
 
 def _write_butterfly(item: Butterfly, bits: int) -> tuple[dict[str, Any], bytes]:
+    shape = item.size, len(item.angles)
+    if any(value > most for value, most in zip(shape, MAX_BUTTERFLY)):
+        raise ValueError(f"a butterfly of size and sweeps {shape} cannot be stored: {MAX_BUTTERFLY} are the most")
     sweeps = [write_angles(sweep, bits) for sweep in np.asarray(item.angles)]
     fields = {"size": item.size, "sweeps": len(sweeps), "exponent": sweeps[0][0]}
     return fields, b"".join(data for _, data in sweeps)

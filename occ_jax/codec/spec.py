@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from occ_jax.codec.forms import FORMS, Form, field
+from occ_jax.codec.limits import MAX_DEPTH, MAX_ENTRIES, MAX_LINKS, leaves_axis, num_entries
 from occ_jax.entropy.varint import ByteReader
 from occ_jax.quantization import Quantizer
 from occ_jax.transforms import (
@@ -16,12 +17,6 @@ from occ_jax.transforms import (
     Transform,
     block_diagonal,
 )
-
-MAX_DEPTH = 8
-"""Deepest nesting of combinators."""
-
-MAX_LINKS = 64
-"""Most links of a chain, and most factors of a Kronecker product."""
 
 DEFAULT_MATRIX_BITS = 6
 """Bits by which a stored matrix is finer than its typical entry."""
@@ -61,6 +56,8 @@ def from_spec(spec: Any, data: ByteReader, *, depth: int = 0) -> Any:
     """
     if depth > MAX_DEPTH or not isinstance(spec, Mapping) or not isinstance(spec.get("name"), str):
         raise data.fail("a spec is not an object with a name, or nested too deeply")
+    if depth == 0 and num_entries(spec) > MAX_ENTRIES:
+        raise data.fail(f"sizes that make {num_entries(spec):,} entries, where {MAX_ENTRIES:,} are the most")
     if spec["name"] not in _FORMS:
         raise UnknownName(spec["name"])
     return _FORMS[spec["name"]].read(spec, data, depth)
@@ -85,7 +82,7 @@ def code_transform(transform: Transform, *, matrix_bits: int = DEFAULT_MATRIX_BI
         matrix_bits: resolution of matrices, in bits below their typical entry.
 
     Raises:
-        ValueError: the class has no name in the format.
+        ValueError: the class has no name in the format, or it is larger than a reader takes.
 
     Example:
         >>> from occ_jax.transforms import DCT
@@ -93,7 +90,13 @@ def code_transform(transform: Transform, *, matrix_bits: int = DEFAULT_MATRIX_BI
         >>> coded.decoded()
         Blockwise(transform=DCT(), size=64)
     """
-    return CodedTransform(*to_spec(transform, matrix_bits=matrix_bits))
+    coded = CodedTransform(*to_spec(transform, matrix_bits=matrix_bits))
+    if num_entries(coded.spec) > MAX_ENTRIES:
+        raise ValueError(
+            f"a transform of {num_entries(coded.spec):,} entries cannot be stored, {MAX_ENTRIES:,} are the most:"
+            " make it blockwise"
+        )
+    return coded
 
 
 class UnknownName(ValueError):
@@ -131,6 +134,8 @@ def _read_transform(spec: Any, data: ByteReader, depth: int) -> Transform:
 
 
 def _write_chain(item: Chain, bits: int) -> tuple[dict[str, Any], bytes]:
+    if len(item.transforms) > MAX_LINKS:
+        raise ValueError(f"{len(item.transforms)} transforms in one cannot be stored, {MAX_LINKS} are the most")
     links = [to_spec(link, matrix_bits=bits) for link in item.transforms]
     return {"of": [spec for spec, _ in links]}, b"".join(data for _, data in links)
 
@@ -156,13 +161,6 @@ def _read_kronecker(spec: Mapping[str, Any], data: ByteReader, depth: int) -> Kr
     if leaves_axis(spec["of"]):
         raise data.fail("a factor of a Kronecker product reaches out of its axis")
     return Kronecker(factors, tuple(sizes))
-
-
-def leaves_axis(spec: Any) -> bool:
-    """Whether a spec contains ``along_axis``, which would reach out of the axis that it is for."""
-    if isinstance(spec, list):
-        return any(leaves_axis(part) for part in spec)
-    return isinstance(spec, Mapping) and (spec.get("name") == "along_axis" or leaves_axis(spec.get("of")))
 
 
 def _write_blocks(item: BlockDiagonal, bits: int) -> tuple[dict[str, Any], bytes]:

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from occ_jax import quantization, transforms
-from occ_jax.codec import from_spec, stored_transform, to_spec
+from occ_jax.codec import code_transform, from_spec, stored_transform, to_spec
 from occ_jax.codec.axes import apply_axes, read_axes, undo_axes, write_axes
 from occ_jax.codec.errors import FormatError
-from occ_jax.codec.spec import MAX_DEPTH, UnknownName
+from occ_jax.codec.limits import MAX_DEPTH
+from occ_jax.codec.spec import UnknownName
 from occ_jax.codec.tensor import canonical_json
 from occ_jax.entropy.varint import ByteReader
 from occ_jax.quantization import Affine, DeadZone, Quantizer, Uniform, fit_affine
@@ -223,6 +224,7 @@ def test_axes_follow_the_equation():
         ({"left": {"name": "kronecker", "of": [{"name": "dct"}], "sizes": [True]}}, b"", "positive integers"),
         ({"left": {"name": "chain", "of": {"name": "dct"}}}, b"", "chain"),
         ({"left": {"name": "chain", "of": [{"name": "dct"}] * 65}}, b"", "64"),
+        ({"left": {"name": "chain", "of": [{"name": "scaling", "size": 2**24, "exponent": 6}] * 17}}, b"", "entries"),
         ({"left": {"name": "inverse", "of": {"name": "uniform"}}}, b"\0\0\0\x80\x3f", "part of a transform"),
         ({"left": {"name": "chain", "of": [{"name": "uniform"}]}}, b"\0\0\0\x80\x3f", "part of a transform"),
         ({"left": {"name": "dct", "of": nested_lists(2000)}}, b"", "damaged"),
@@ -242,6 +244,22 @@ def test_nesting_has_a_limit():
         spec = {"name": "inverse", "of": spec}
     with pytest.raises(ValueError, match="nested too deeply"):
         from_spec(spec, ByteReader(b"", "x"))
+
+
+@pytest.mark.parametrize(
+    ("transform", "cause"),
+    [
+        (Chain((Identity(),) * 65), "65 transforms"),
+        (block_diagonal([Scaling(jnp.zeros(2))] * 65, 2), "65 transforms"),
+        (Butterfly(jnp.zeros((9, num_pairs(4))), 4), "butterfly"),
+        (Butterfly(jnp.zeros((1, num_pairs(2**16 + 2))), 2**16 + 2), "butterfly"),
+        (Chain((Scaling(jnp.zeros(20)), Rotation(jnp.eye(9)))), "101 entries"),
+    ],
+)
+def test_what_no_reader_takes_is_not_written(transform, cause, monkeypatch):
+    monkeypatch.setattr("occ_jax.codec.spec.MAX_ENTRIES", 100)
+    with pytest.raises(ValueError, match=cause):
+        code_transform(transform)
 
 
 def test_unknown_names_and_classes():
