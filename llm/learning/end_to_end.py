@@ -11,6 +11,7 @@ layer by layer, with their rate and distortion under the water level.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
 from occ_jax._pytree import pytree_dataclass
 from occ_jax.learned import RateDistortion, Step, mean_over_batch
+from occ_jax.learned.sharing import place, sharing_mesh
 from occ_jax.transforms import Transform
 
 from ..compression.finishing import KEPT_BYTES, Target, activation_bytes, visits
@@ -81,6 +84,8 @@ class EndToEnd:
         start: coordinates in which training begins.
         settings: of the training.
         objective: how the linear layers are quantized.
+        devices: as many of them as divide the windows of a step share these. Matrices are moved and quantized on each.
+            One device when left out.
     """
 
     def __init__(
@@ -91,12 +96,14 @@ class EndToEnd:
         start: Coordinates,
         settings: LearnSettings,
         objective: Objective,
+        devices: Sequence[Any] | None = None,
     ):
         self._model, self._start, self._settings, self.objective = model, start, settings, objective
         self._network = make_network(model, problem, objective)
         order = list(visits(len(target.tokens), settings.num_steps * settings.batch))
         order = jnp.asarray(order, jnp.int32).reshape(settings.num_steps, settings.batch)
         self._lessons = Lessons(jnp.asarray(target.tokens), jnp.asarray(target.hidden), order)
+        self._mesh = sharing_mesh(devices, None, settings.batch)
 
     def measure(self, coordinates: Coordinates, trial: Target | None = None) -> float:
         """Divergence of the moved and quantized network, nats per token.
@@ -120,7 +127,7 @@ class EndToEnd:
         """Train every placement together; arguments as those of :meth:`~.layerwise.Layerwise.train`."""
         config, start, graphdef = self._model.config, self._start, self._model.graphdef
         lmbda, row_share = 1.0, self._settings.row_share
-        total = self._network.problem.num_weights
+        total, mesh = self._network.problem.num_weights, self._mesh
         if isinstance(self.objective, Coded):
             # Divergence goes with the square of the step and the rate with its logarithm: what a nat is worth in bits.
             linear = Problem(self._network.problem.blocks, {})
@@ -137,8 +144,9 @@ class EndToEnd:
             tokens, hidden = lessons.tokens[windows], lessons.hidden[windows]
             noise_key, rate_key = jax.random.split(step.key)
             kl = divergence(
-                config, graphdef, objective, start, residual, blocks, network, errors, tokens, hidden, noise_key
-            )
+                config, graphdef, objective, start, residual, blocks, network, errors, tokens, hidden, noise_key,
+                mesh=mesh,
+            )  # fmt: skip
             if isinstance(objective, Integers):
                 return RateDistortion(jnp.float32(objective.bits), kl)
             lagrangian, bits = jnp.zeros(()), jnp.zeros(())
@@ -150,7 +158,7 @@ class EndToEnd:
                 lagrangian, bits = lagrangian + value, bits + overall(part, chosen, points, total=total).bits
             return RateDistortion(jax.lax.stop_gradient(bits - lagrangian) + lagrangian, kl)
 
-        data = (self.objective, self._network, self._lessons)
+        data = place(mesh, (self.objective, self._network, self._lessons), stacked=False)
         return train(
             config, start, self._settings, loss, data, lmbda=lmbda, key=key, state=state, on_chunk=on_chunk,
             refresh=refresh, refresh_every=self._settings.refresh if follows_coordinates(self.objective) else 1,
@@ -204,6 +212,8 @@ def divergence(
     tokens: Int[Array, "batch length"],
     hidden: Float[Array, "batch length width"],
     key: Key[Array, ""],
+    *,
+    mesh: Mesh | None = None,
 ) -> Float[Array, ""]:
     """Divergence of the moved and quantized network from the original on some windows, nats per token.
 
@@ -221,6 +231,7 @@ def divergence(
         tokens: the windows.
         hidden: the original's final hidden states there.
         key: source of the noise.
+        mesh: devices that share the windows.
     """
     basis = start.residual if residual is None else residual
     place, matrices = partial(with_block, start, residual), network.problem.blocks
@@ -228,7 +239,7 @@ def divergence(
     moved = quantized_blocks(config, objective, place, blocks, matrices, errors, biases, key)
     remat = activation_bytes(config, tokens.shape[1]) > KEPT_BYTES
     loss = partial(_divergence_of_window, graphdef, remat)
-    return mean_over_batch(loss, (moved, basis), (network.params, network.head), (tokens, hidden))
+    return mean_over_batch(loss, (moved, basis), (network.params, network.head), (tokens, hidden), mesh=mesh)
 
 
 def _divergence_of_window(

@@ -194,7 +194,9 @@ class Session:
         trial = None
         if self._unseen is not None:
             trial = self._predicted(self._unseen[spread(len(self._unseen), TRIAL_WINDOWS)])
-        work = EndToEnd(self._model, problem, target, self._start, settings, objective)
+        # The cores of a CPU share every product already; each of its devices would move all matrices once more.
+        accelerators = [device for device in jax.devices() if device.platform != "cpu"]
+        work = EndToEnd(self._model, problem, target, self._start, settings, objective, accelerators)
         learned = self._trained(work.train, "learn")
         measured = {}
         for name, (place, form) in self._places(learned.coordinates).items():

@@ -187,7 +187,7 @@ def fit(
             write_state(state_path, done, (state, log), identity)
         if on_chunk is not None:
             on_chunk(done, FitLog(*log))
-    return Fitted(split.merge([jnp.asarray(leaf) for leaf in state[0]], frozen), FitLog(*log))
+    return Fitted(split.merge([jnp.asarray(leaf) for leaf in jax.device_get(state[0])], frozen), FitLog(*log))
 
 
 def _check_finite(entries: Sequence[Array], done: int) -> None:

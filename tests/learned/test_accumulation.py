@@ -1,8 +1,11 @@
 """The mean over a batch: its value and gradient are those of the plain mean, its memory is that of one element."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from occ_jax.learned import cayley, mean_over_batch
 from occ_jax.transforms import chain, hadamard
@@ -40,6 +43,20 @@ def test_value_and_gradient_are_those_of_the_mean():
             assert ours.dtype == theirs.dtype
             if ours.dtype != jax.dtypes.float0:
                 np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_four_devices_do_what_one_does():
+    given, mesh = example(8), Mesh(np.array(jax.devices()[:4]), ("devices",))
+
+    def mean(*given, mesh=None):
+        return mean_over_batch(loss, *given, mesh=mesh)
+
+    one, four = (jax.jit(jax.value_and_grad(partial(mean, mesh=m), allow_int=True))(*given) for m in (None, mesh))
+    assert len(four[0].sharding.device_set) == 4
+    for ours, theirs in zip(jax.tree.leaves(four), jax.tree.leaves(one), strict=True):
+        if ours.dtype != jax.dtypes.float0:
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(mean(*given, mesh=mesh), one[0], rtol=1e-6)
 
 
 def test_what_is_constant_has_no_gradient():

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -114,12 +115,12 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(session, tmp_path):
 
 @pytest.fixture
 def end_to_end(toy, toy_folded, toy_problem, toy_tokens):
-    def make(objective, **fields) -> EndToEnd:
+    def make(objective, *, devices=None, **fields) -> EndToEnd:
         model = LanguageModel.from_weights(toy.config, toy_folded)
         settings = LearnSettings(**{"objective": "kl", "steps": 12, "window": 32, "learning_rate": 0.02} | fields)
         start = choose_coordinates("hadamard", toy.config, key=KEY)
         bare = Problem(toy_problem.blocks, {})
-        return EndToEnd(model, bare, predict(model, toy_tokens[:, :32]), start, settings, objective)
+        return EndToEnd(model, bare, predict(model, toy_tokens[:, :32]), start, settings, objective, devices)
 
     return make
 
@@ -187,6 +188,16 @@ def test_a_batch_is_the_mean_of_its_windows(toy, toy_folded, toy_tokens, end_to_
     assert whole.train(key=KEY).log.distortion[0] == pytest.approx(whole.measure(start, target), rel=1e-4)
     turns = end_to_end(objective, placements=("residual",), steps=len(tokens), batch=1, learning_rate=1e-12)
     assert turns.train(key=KEY).log.distortion.mean() == pytest.approx(whole.measure(start, target), rel=1e-4)
+
+
+def test_devices_share_the_windows_of_a_step(end_to_end):
+    """Of three devices two divide the batch."""
+    fields = {"placements": ("residual", "unit-scales"), "steps": 3, "batch": 4}
+    one, two = (
+        end_to_end(Integers(2, 16), devices=devices, **fields).train(key=KEY) for devices in (None, jax.devices()[:3])
+    )
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-6), two.log, one.log)
+    assert all(leaf.devices() == {jax.devices()[0]} for leaf in jax.tree.leaves(two.parameters))
 
 
 def test_noise_costs_what_the_step_says(toy_problem, toy, end_to_end):
