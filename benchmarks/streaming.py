@@ -90,6 +90,8 @@ def main(
         compare: make both files a second time without an interrupt, and compare.
         work: directory for about 10 GB; a temporary one by default.
     """
+    # Jobs in the background of a shell ignore interrupts, and hand that on.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     config = dataclasses.replace(TINYLLAMA, num_layers=layers)
     with tempfile.TemporaryDirectory(prefix="occ-streaming-", dir=work) as scratch:
         place = Path(scratch)
