@@ -156,7 +156,7 @@ source_figure(results, SOURCE)
 # %% [markdown]
 # ## Predictions against outcomes
 #
-# Twelve predictions were written down before the first run. These are the ones that this small run says something
+# Thirteen predictions were written down before they were tested. These are the ones that this small run says something
 # about, each decided by code. A refuted one is a result like any other.
 
 # %%

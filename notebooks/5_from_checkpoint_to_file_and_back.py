@@ -74,7 +74,7 @@ print(
 #
 # Steps follow the sensitivity, so that one constant sets the rate of every weight in the file; errors are fed back
 # to the weights that come later (GPTQ, [arXiv:2210.17323](https://arxiv.org/abs/2210.17323)). The target is met by
-# searching for the constant. One state is scalar quantization, which compiles soonest; the default is a trellis of 8
+# searching for the constant. One state is scalar quantization, which compiles soonest; the default is a trellis of 32
 # (Marcellin & Fischer, *Trellis coded quantization*, 1990), in whose search every survivor feeds back its own errors.
 
 # %%
