@@ -8,6 +8,7 @@ process. The table goes to standard error, one JSON object to standard output.
 """
 
 import json
+import os
 import resource
 import sys
 import tempfile
@@ -89,6 +90,7 @@ def main(
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "statistics.safetensors"
+        os.environ["XDG_CACHE_HOME"] = directory  # nothing to go on with from a run that was interrupted
         calibrate(
             checkpoint.config,
             checkpoint.weights,

@@ -53,6 +53,9 @@ def in_pairs(
 class Lender(Generic[_Item]):
     """Things of which one thread at a time may use each, such as devices.
 
+    What was given back last is lent first: functions are compiled for each device that they run on, so that few should
+    be in use.
+
     Args:
         items: to lend, at least one.
 
@@ -64,7 +67,7 @@ class Lender(Generic[_Item]):
     """
 
     def __init__(self, items: Iterable[_Item]):
-        self._free: queue.Queue[_Item] = queue.Queue()
+        self._free: queue.LifoQueue[_Item] = queue.LifoQueue()
         for item in items:
             self._free.put(item)
 

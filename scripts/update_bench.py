@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import tyro
 from occ_llm.figures import bench_figure
-from occ_llm.results import LARGEST_RATIO, Draws, Row, bytes_at_kl, over_draws, series_of
+from occ_llm.results import LARGEST_RATIO, SAME_RATE, Draws, Row, bytes_at_kl, over_draws, series_of
 from pages import exit_checked, table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,8 +41,8 @@ def take_over(bench: Path) -> dict[str, Any]:
     if len(originals) != 1:
         raise SystemExit(f"{bench}/rows.json has rows of {len(originals)} texts or models: give each a directory")
     # In the order in which they were measured: of what was made again, with a new transform say, the last counts.
-    found = {_method(fields): fields for key, fields in records.items() if not key.startswith("original ")}
-    rows = sorted(found.values(), key=_order)
+    found = [fields for key, fields in records.items() if not key.startswith("original ")]
+    rows = sorted(last_of_each(found), key=_order)
     facts = {name: results[name] for name in FACTS} | {"text": PurePath(results["text"]).name}
     return {**facts, "reference_perplexity": originals[0], "rows": rows, "distances": _distances(bench)}
 
@@ -68,17 +68,33 @@ def merged(record: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
                 f"{RECORD} was measured with {name} = {record[name]!r} and this bench with {found[name]!r}: rows of "
                 f"both do not belong in one table; remove {RECORD} to begin anew"
             )
-    rows = {_method(row): row for row in (*record["rows"], *found["rows"])}
+    if abs(record["reference_perplexity"] / found["reference_perplexity"] - 1) > 1e-4:
+        raise SystemExit(
+            f"the uncompressed model has perplexity {record['reference_perplexity']:.4f} in {RECORD} and "
+            f"{found['reference_perplexity']:.4f} in this bench: they read other texts; remove {RECORD} to begin anew"
+        )
+    rows = last_of_each([*record["rows"], *found["rows"]])
     distances = {_setting(d): d for d in (*record.get("distances", ()), *found["distances"])}
-    return {**record, "rows": sorted(rows.values(), key=_order), "distances": [distances[k] for k in sorted(distances)]}
+    return {**record, "rows": sorted(rows, key=_order), "distances": [distances[k] for k in sorted(distances)]}
 
 
 def _setting(distance: dict[str, Any]) -> tuple:
     return distance["coordinates"], distance["states"], distance["rate"]
 
 
-def _method(row: dict[str, Any]) -> tuple:
-    return row["coordinates"], row["quantizer"], row["feedback"], round(row["linear_bits_per_weight"], 1)
+def last_of_each(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows in their order, without those that one of the same method at the same rate follows."""
+    kept: list[dict[str, Any]] = []
+    for row in reversed(rows):
+        if not any(_is_made_again(row, later) for later in kept):
+            kept.append(row)
+    return kept[::-1]
+
+
+def _is_made_again(row: dict[str, Any], later: dict[str, Any]) -> bool:
+    rate = row["linear_bits_per_weight"]
+    same = all(row[name] == later[name] for name in ("coordinates", "quantizer", "feedback"))
+    return same and abs(rate - later["linear_bits_per_weight"]) <= SAME_RATE * rate
 
 
 def _order(row: dict[str, Any]) -> tuple:

@@ -75,6 +75,14 @@ def test_rows_are_added_to_a_record_in_the_place_of_older_ones(bench):
     assert len(record["rows"]) == 5
     with pytest.raises(SystemExit, match="windows = 12 and this bench with 2"):
         script.merged({**found, "windows": 12}, found)
+    with pytest.raises(SystemExit, match=r"perplexity 20.1000 in .* and 20.0000 in this bench"):
+        script.merged({**found, "reference_perplexity": 20.1}, found)
+
+
+def test_one_rate_is_one_wherever_it_lies(bench):
+    """What was made again at the other side of a rounded digit replaces, and two near rates that were asked for stay."""
+    rows = [row("scalar", bits, kl) for bits, kl in ((2.249, 0.5), (2.251, 0.4), (2.0, 0.6), (2.04, 0.55))]
+    assert script.last_of_each(rows) == rows[1:]
 
 
 def test_distances_of_layers_have_a_table(bench):

@@ -124,6 +124,7 @@ class Surveys(contextlib.AbstractContextManager):
     def of(self, checkpoint: Checkpoint, statistics: Statistics, settings: Settings, track: Track) -> Survey:
         """The survey for these settings."""
         if self._kept is None or not self._kept.serves(settings):
+            self._kept = None  # also if the next one cannot be made
             self._stack.close()
             self._kept = self._stack.enter_context(survey(checkpoint, statistics, settings, track=track))
         return self._kept

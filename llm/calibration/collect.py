@@ -11,6 +11,7 @@ from jaxtyping import Int
 from ..checkpoints.atomic import atomic_file
 from ..config import ModelConfig
 from ..errors import OccError
+from ..evaluation.windows import check_tokens
 from ..folding import fold_norms
 from ..scratch import resumable
 from ..weights import Weights
@@ -111,8 +112,4 @@ def check_windows(config: ModelConfig, windows: Int[np.ndarray, "windows length"
     """
     if windows.size == 0:
         raise OccError("the calibration text has no tokens: give a longer text, or shorter windows")
-    if windows.min() < 0 or windows.max() >= config.vocab_size:
-        raise OccError(
-            f"the calibration text has token {windows.max()} but the model knows {config.vocab_size}: "
-            "tokenize it with the model's own tokenizer"
-        )
+    check_tokens(windows, config.vocab_size, "the calibration text")

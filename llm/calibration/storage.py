@@ -162,6 +162,8 @@ def load_statistics(path: Path) -> Statistics:
         OccError: no such file, not a statistics file, truncated, or of a newer format version.
     """
     path = Path(path)
+    if path.is_dir():
+        raise OccError(f"{path} is a directory; statistics are one file.")
     if not path.is_file():
         raise OccError(f"{path}: no such statistics file; make it with occ calibrate.")
     with _opened(path) as file:

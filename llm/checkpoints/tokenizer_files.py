@@ -89,7 +89,8 @@ def _config(files: Mapping[str, bytes], source: str) -> dict[str, Any]:
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, source: str) -> None:
-    """Refuse a tokenizer that makes ids beyond the embedding (added tokens beyond it are never made from plain text).
+    """Refuse a tokenizer that makes ids beyond the embedding (added tokens beyond it are refused in the text that
+    makes them).
 
     Raises:
         OccError: the tokenizer's own vocabulary is larger than the embedding.

@@ -21,7 +21,7 @@ from ..compression.network import prepare_network
 from ..compression.settings import STATES
 from ..coordinates import CoordinateName
 from ..errors import OccError
-from ..evaluation import Windows, cut_lines, cut_windows, read_text, usual_window
+from ..evaluation import Windows, cut_lines, cut_windows, read_file, usual_window
 from ..figures import bench_figure
 from ..results import EqualBytes, Row, at_equal_bytes, over_draws
 from ..stored_coordinates import describe
@@ -136,7 +136,7 @@ class BenchCommand:
         """Text for calibration and text for evaluation, which share no line."""
         if self.text is None:
             return python_text("calibration"), python_text("heldout")
-        calibration, evaluation = cut_lines(read_text(str(self.text)), CALIBRATION_SHARE)
+        calibration, evaluation = cut_lines(read_file(self.text), CALIBRATION_SHARE)
         if not calibration or not evaluation:
             raise OccError(f"{self.text} has too few lines to calibrate on some and evaluate on others")
         return calibration, evaluation

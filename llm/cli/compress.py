@@ -17,7 +17,7 @@ from ..compression.correction import Slope
 from ..compression.plan import STEP_RESOLUTION
 from ..config import ModelConfig
 from ..errors import OccError
-from ..evaluation import cut_lines, cut_windows, read_text
+from ..evaluation import cut_lines, cut_windows, read_file
 from ..text import python_text
 from .terminal import Terminal
 
@@ -70,7 +70,11 @@ class CalibrationText:
         """
         if not 0 < self.text_share <= 1:
             raise OccError(f"--text-share {self.text_share} is no share of a text: choose a number above 0, up to 1")
-        text = python_text("calibration") if self.text is None else read_text(str(self.text))
+        for option in ("calibration_windows", "finish_windows"):
+            if getattr(self, option) < 1:
+                name = option.replace("_", "-")
+                raise OccError(f"--{name} {getattr(self, option)} reads nothing: choose 1 or more")
+        text = python_text("calibration") if self.text is None else read_file(self.text)
         text, _ = cut_lines(text, self.text_share)
         window = self._window(checkpoint.config)
         tokens = cut_windows(text, checkpoint.tokenizer, window=window, source=self._name).tokens

@@ -44,13 +44,18 @@ class Learn:
         if self.out.suffix != ".safetensors":
             raise OccError(f"{self.out}: transforms are written as .safetensors; give the file such a name")
         require_file("--init", learned=self.settings.init == "learned", given=self.transforms is not None)
+        if self.transforms is not None:
+            describe(self.transforms)  # refused before anything is measured
         figure = self.out.with_suffix(".svg")
         checkpoint = load_checkpoint(self.model)
-        inputs = [path for path in (checkpoint.path, self.transforms) if path is not None]
+        read = checkpoint.path, self.transforms, self.calibration.text, self.calibration.statistics
+        inputs = [path for path in read if path is not None]
         for path in (self.out, figure):
             check_output(path, force=self.force, inputs=inputs)
         tokens = self.calibration.tokens(checkpoint)
         statistics = self.calibration.collect(checkpoint, terminal, tokens, seed=self.settings.seed)
+        if self.settings.end_to_end and (tokens.unseen is None or not len(tokens.unseen)):
+            terminal.note("all of the text trains: what is measured before and after is on text that training has seen")
         begun, model = self.transforms, statistics.fingerprint.model
         session = Session(
             checkpoint,

@@ -81,9 +81,8 @@ class Compressor:
         """Bits per weight by which whole matrices, one of each kind, exceed what their plans let expect."""
         kinds = [names for names in self.network.same_shape().values() if is_linear(names[0])]
         names = [alike[(2 * i + 1) * len(alike) // (2 * len(kinds))] for i, alike in enumerate(kinds)]
-        spent = sum(
-            8 * coded.num_bytes for coded in self.encode(tuple(self._track(names, "pilot")), allocation).values()
-        )
+        made = in_pairs(lambda name: self.encode((name,), allocation), self._track(names, "pilot"), names)
+        spent = sum(8 * coded.num_bytes for _, of_name in made for coded in of_name.values())
         expected = expected_bits([self.plans[n] for n in names], allocation.class_bits, allocation.step)
         weights = sum(self.plans[n].num_weights for n in names)
         return (spent - expected - self.side_info_bits(names)) / weights
@@ -123,7 +122,7 @@ class Compressor:
         else:
             # Rows wait for each other, so the devices share the matrices instead of the rows.
             with self._devices.lent() as device, jax.default_device(device):
-                q = self._quantize(factor, w, levels, allocation.tables, self._outputs.load(name)).q
+                q = np.asarray(self._quantize(factor, w, levels, allocation.tables, self._outputs.load(name)).q)
         right, offset = self.network.coded_transform(name), self.network.offset(name)
         return Lattice(np.asarray(q), levels, right=right, offset=offset)
 

@@ -74,12 +74,7 @@ class OutputFactors:
         Raises:
             ValueError: the matrix is not finite; the message names the layer.
         """
-        if not fisher.any():
-            fisher = np.eye(len(fisher), dtype=fisher.dtype)  # nothing that these outputs feed matters: all are alike
-        try:
-            factor = prepare_outputs(fisher)
-        except ValueError as error:
-            raise ValueError(f"the outputs of {name}: {error}") from error
+        factor = output_factor(name, fisher)
         np.savez(self._file(name), order=factor.order, coupling=factor.coupling, weights=factor.weights)
         return factor
 
@@ -90,3 +85,15 @@ class OutputFactors:
 
     def _file(self, name: str) -> Path:
         return self._directory / f"{name}.outputs.npz"
+
+
+def output_factor(name: str, fisher: Float[np.ndarray, "d d"]) -> OutputFactor:
+    """Factor of the Fisher matrix of a layer's outputs; where nothing that they feed matters, all are alike.
+
+    Raises:
+        ValueError: the matrix is not finite; the message names the layer.
+    """
+    try:
+        return prepare_outputs(fisher if fisher.any() else np.eye(len(fisher), dtype=fisher.dtype))
+    except ValueError as error:
+        raise ValueError(f"the outputs of {name}: {error}") from error

@@ -64,7 +64,7 @@ class Settings:
     """Hold the embedding (and a head of its own) in integers of this width, groups of 64, as others do; by default
     they follow the same dial as everything else, and take fewer bytes at equal quality."""
     damping: float = DAMPING
-    """Share of the mean diagonal that is added to every second moment."""
+    """Share of the mean diagonal that is added to the second moment of every layer's inputs."""
     sequential: bool = False
     """Quantize block after block, each with the inputs that the quantized ones before it produce."""
     correct_sensitivity: bool = False

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from occ_jax.quantization.row_parallel import Devices, over_rows
 
 from ..model import LanguageModel
-from .windows import Windows
+from .windows import Windows, check_tokens
 
 _COPIES_BYTES = 1 << 32
 
@@ -111,8 +111,12 @@ def evaluate(
         reference: the uncompressed model, or ``None`` for perplexity alone. Its own model may be evaluated too: what it
             remembers is not computed again.
         progress: wraps groups of windows to show how far the work has come.
+
+    Raises:
+        OccError: the text has tokens that the model does not know.
     """
     started = time.perf_counter()
+    check_tokens(windows.tokens, len(model.head), "the text")
     devices = _devices(model, len(windows.tokens))
     itself = reference if reference is not None and model is reference.model else None
     if reference is not None:

@@ -34,6 +34,19 @@ def usual_window(config: ModelConfig) -> int:
     return min(2048, config.max_position)
 
 
+def check_tokens(tokens: Int[np.ndarray, "windows length"], vocab_size: int, what: str) -> None:
+    """Refuse tokens that the embedding has no row for, such as added ones that are not part of the model.
+
+    Raises:
+        OccError: there are some.
+    """
+    if tokens.size and (tokens.min() < 0 or tokens.max() >= vocab_size):
+        raise OccError(
+            f"{what} has token {tokens.max()} but the model knows {vocab_size}: tokenize it with the model's own "
+            "tokenizer, or take out the text of added tokens"
+        )
+
+
 def cut_windows(
     text: str, tokenizer: Tokenizer, *, window: int = 2048, max_windows: int | None = None, source: str = "the text"
 ) -> Windows:

@@ -133,12 +133,14 @@ class EndToEnd:
             linear = Problem(self._network.problem.blocks, {})
             lmbda = linear.num_weights / total / (2 * float(np.log(2)) * self.measure(start))
 
-        def refresh(parameters: Parameters, data: tuple[Objective, Folded, Lessons]) -> Any:
-            residual, blocks = shared_and_blocks(config, parameters)
-            return *data, errors_of(config, data[0], start, residual, blocks, data[1])
+        follows = follows_coordinates(self.objective)
 
-        def loss(parameters: Parameters, data: tuple[Objective, Folded, Lessons, Errors], step: Step) -> RateDistortion:
-            objective, network, lessons, errors = data
+        def refresh(parameters: Parameters, data: tuple[Objective, Folded, Lessons]) -> Errors:
+            residual, blocks = shared_and_blocks(config, parameters)
+            return errors_of(config, data[0], start, residual, blocks, data[1])
+
+        def loss(parameters: Parameters, data: Any, step: Step) -> RateDistortion:
+            (objective, network, lessons), errors = data if follows else (data, refresh(parameters, data))
             residual, blocks = shared_and_blocks(config, parameters)
             windows = lessons.order[step.index]
             tokens, hidden = lessons.tokens[windows], lessons.hidden[windows]
@@ -161,7 +163,7 @@ class EndToEnd:
         data = place(mesh, (self.objective, self._network, self._lessons), stacked=False)
         return train(
             config, start, self._settings, loss, data, lmbda=lmbda, key=key, state=state, on_chunk=on_chunk,
-            refresh=refresh, refresh_every=self._settings.refresh if follows_coordinates(self.objective) else 1,
+            refresh=refresh if follows else None, refresh_every=self._settings.refresh if follows else 1,
         )  # fmt: skip
 
 

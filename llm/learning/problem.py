@@ -11,11 +11,11 @@ from jaxtyping import Array, Float
 from occ_jax._pytree import pytree_dataclass, static_field
 from occ_jax.learned import gaussian_control
 from occ_jax.quantization.hessian import damp
-from occ_jax.quantization.output_feedback import prepare_outputs
 from occ_jax.transforms import Identity
 
 from ..calibration import Statistics, space_of
 from ..calibration.statistics import TURNING_OUTPUTS, fisher_name, hessian_name
+from ..compression.factors import output_factor
 from ..compression.sensitivity import sensitivity_of
 from ..config import ModelConfig
 from ..coordinates import Coordinates, moves
@@ -96,8 +96,10 @@ def make_problem(
     def outputs(kind: str, name: str) -> np.ndarray:
         turning = kind in TURNING_OUTPUTS
         if not feeds_rows:
-            return statistics.fisher_matrix(name) if turning else statistics.fisher(name)
-        left = np.asarray(prepare_outputs(statistics.fisher_matrix(name)).weights)
+            found = statistics.fisher_matrix(name) if turning else statistics.fisher(name)
+            alike = np.eye(len(found)) if turning else np.ones(len(found))
+            return found if found.any() else alike.astype(found.dtype)
+        left = np.asarray(output_factor(name, statistics.fisher_matrix(name)).weights)
         return np.full_like(left, np.exp(np.log(left).mean())) if turning else left
 
     def read(kind: str) -> Matrix:

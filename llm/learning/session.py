@@ -175,8 +175,10 @@ class Session:
             name: self._described(place, problem, *work.measure(form))
             for name, (place, form) in self._places(learned.coordinates).items()
         }
+        objective = work.objective
+        del work, problem  # the pass takes a network with the gradient of its blocks, and should not lie beside them
         seconds = pass_seconds(self._model, self._tokens[0]) if label == "learn" else None
-        return Outcome(learned=learned, measured=measured, control=None, pass_seconds=seconds), work.objective
+        return Outcome(learned=learned, measured=measured, control=None, pass_seconds=seconds), objective
 
     def _end_to_end(self) -> Outcome:
         settings, problem = self._settings, problem_of(self._settings, self._folded, self._statistics)

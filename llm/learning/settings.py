@@ -97,6 +97,10 @@ class LearnSettings:
         for option, share in (("--row-share", self.row_share), ("--block-share", self.block_share)):
             if not 0 < share <= 1:
                 raise OccError(f"{option} {share} is out of range: choose a number above 0, up to 1")
+        if self.is_integer:
+            _ = self.integers  # refuses what integers cannot be
+        if self.window < 2:
+            raise OccError(f"--window {self.window} predicts nothing: choose 2 or more")
         if self.batch < 1:
             raise OccError(f"--batch {self.batch} shows a step nothing: choose 1 or more")
         if self.batch > 1 and not self.end_to_end:

@@ -14,6 +14,7 @@ from occ_jax.learned import FitLog, LossFn, fit
 
 from ..config import ModelConfig
 from ..coordinates import Coordinates
+from ..scratch import SAVE_SECONDS
 from ..stored_coordinates import as_stored
 from .placements import Parameters, default_placements, initial_parameters, learned_coordinates
 from .settings import LearnSettings
@@ -76,7 +77,7 @@ def train(
         key: of the noise.
         state: where to keep an unfinished training.
         on_chunk: told about the progress.
-        refresh: of parameters and ``data``, what the loss reads.
+        refresh: of parameters and ``data``, what the loss reads beside these.
         refresh_every: for so many steps.
     """
     schedule = optax.cosine_decay_schedule(settings.learning_rate, settings.num_steps)
@@ -100,6 +101,7 @@ def train(
         temperature=optax.cosine_decay_schedule(1.0, settings.num_steps, alpha=coldest),
         chunk=CHUNK,
         state_path=state,
+        save_seconds=SAVE_SECONDS,
         on_chunk=visited,
         refresh=refresh,
         refresh_every=refresh_every,

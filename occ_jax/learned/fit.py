@@ -12,6 +12,7 @@ been.
 
 import dataclasses
 import os
+import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -98,6 +99,7 @@ def fit(
     devices: Sequence[Any] | None = None,
     chunk: int = 100,
     state_path: str | os.PathLike[str] | None = None,
+    save_seconds: float = 0.0,
     on_chunk: Callable[[int, FitLog], None] | None = None,
     refresh: Callable[[Any, Any], Any] | None = None,
     refresh_every: int = 1,
@@ -122,9 +124,11 @@ def fit(
         chunk: steps between two visits of the host: saved states, progress.
         state_path: where to keep the state of the fit after each chunk. If the file is there, the fit goes on from it,
             with the same result, to the bit, as without the interruption.
+        save_seconds: that lie between two saved states at least. An exception, such as an interrupt, and the end save
+            the last one, too.
         on_chunk: called with the number of steps done and the log so far, after the state is saved.
-        refresh: ``refresh(params, data)``, traced: what the loss takes in the place of ``data``. For what follows the
-            parameters slowly and is too dear for every step; it has no gradient.
+        refresh: ``refresh(params, data)``, traced: with it, the loss takes the pair of the data and of what this
+            returns. For what follows the parameters slowly and is too dear for every step; it has no gradient.
         refresh_every: steps between two calls of it. A state is saved only where the next step begins with one.
 
     Returns:
@@ -172,21 +176,36 @@ def fit(
     run = _make_run(_of_all_layers(one_step, stacked), mesh if stacked else None)
     refreshed = _make_refresh(split.merge, refresh, stacked)
     state, frozen, keys = (place(mesh, tree, stacked) for tree in (state, frozen, keys))
-    data, seen = place_data(mesh, data, stacked), None
+    data, fresh = place_data(mesh, data, stacked), None
     every = steps if refresh is None else refresh_every
-    while done < steps:
-        if seen is None or done % every == 0:
-            seen = refreshed(state[0], frozen, data)
-        until = min(steps, done + every - done % every)
-        length = min(chunk, until - done)
-        state, new = run(state, frozen, seen, keys, jnp.asarray(done, jnp.int32), length=length)
-        _check_finite(new, done)
-        log = [np.concatenate([old, np.asarray(part)]) for old, part in zip(log, new)]
-        done += length
-        if state_path is not None and (refresh is None or done == until):
-            write_state(state_path, done, (state, log), identity)
-        if on_chunk is not None:
-            on_chunk(done, FitLog(*log))
+    unsaved, saved_at = None, time.monotonic()
+
+    def save() -> None:
+        nonlocal unsaved, saved_at
+        if state_path is not None and unsaved is not None:
+            write_state(state_path, *unsaved, identity)
+            unsaved, saved_at = None, time.monotonic()
+
+    try:
+        while done < steps:
+            if refreshed is not None and (fresh is None or done % every == 0):
+                fresh = None  # before the next one is made
+                fresh = refreshed(state[0], frozen, data)
+            until = min(steps, done + every - done % every)
+            length = min(chunk, until - done)
+            seen = data if refreshed is None else (data, fresh)
+            state, new = run(state, frozen, seen, keys, jnp.asarray(done, jnp.int32), length=length)
+            _check_finite(new, done)
+            log = [np.concatenate([old, np.asarray(part)]) for old, part in zip(log, new)]
+            done += length
+            if refresh is None or done == until:
+                unsaved = done, (state, log)
+                if time.monotonic() - saved_at >= save_seconds:
+                    save()
+            if on_chunk is not None:
+                on_chunk(done, FitLog(*log))
+    finally:
+        save()
     return Fitted(split.merge([jnp.asarray(leaf) for leaf in jax.device_get(state[0])], frozen), FitLog(*log))
 
 
@@ -247,15 +266,15 @@ def _make_step(merge: Callable, loss_fn: LossFn, optimizer: Any, lmbda: Schedule
     return one_step
 
 
-def _make_refresh(merge: Callable, refresh: Callable | None, stacked: bool) -> Callable:
-    """What the loss takes, compiled: of trained and frozen leaves and the data."""
+def _make_refresh(merge: Callable, refresh: Callable | None, stacked: bool) -> Callable | None:
+    """What the loss takes beside the data, compiled: of trained and frozen leaves and the data."""
     if refresh is None:
-        return lambda trained, frozen, data: data
+        return None
 
-    def seen(trained, frozen, data):
+    def fresh(trained, frozen, data):
         return refresh(merge(trained, frozen), data)
 
-    return jax.jit(jax.vmap(seen) if stacked else seen)
+    return jax.jit(jax.vmap(fresh) if stacked else fresh)
 
 
 def _at(schedule: Schedule, index: Int32[Array, ""]) -> Float[Array, ""]:

@@ -93,6 +93,10 @@ def relax(
     return soft_round_inverse(uniform_noise(soft_round(t, alpha), key=key) - 0.5, alpha) + 0.5
 
 
+LEAST_COLUMN = 1e-6
+"""Least mean square of a column, relative to its rows, where scales of both vary."""
+
+
 def scale_field(
     t: Float[Array, "rows columns"], *, scales: Scales = "field", floor: float = 1e-6, num_iterations: int = 3
 ) -> tuple[Float[Array, "rows 1"], Float[Array, "1 columns"]]:
@@ -110,7 +114,8 @@ def scale_field(
     Args:
         t: values.
         scales: which of the two vary; what does not is absorbed in the other.
-        floor: least mean square of a row or column, in squared steps where ``t`` is in steps.
+        floor: least mean square of a row or column, in squared steps where ``t`` is in steps. Where both vary it is
+            that of rows, and columns, which are relative to them, have :data:`LEAST_COLUMN`.
         num_iterations: updates of each; they converge in two or three.
 
     Returns:
@@ -137,7 +142,7 @@ def scale_field(
         rows = jnp.maximum(energy.mean(1, keepdims=True), floor)
         # Means as products: sums down columns are slow on CPUs, and no quotient of the size of t is formed.
         for _ in range(num_iterations):
-            columns = jnp.maximum(jnp.matmul((1 / rows).T, energy, precision="highest") / t.shape[0], 1e-6)
+            columns = jnp.maximum(jnp.matmul((1 / rows).T, energy, precision="highest") / t.shape[0], LEAST_COLUMN)
             rows = jnp.maximum(jnp.matmul(energy, (1 / columns).T, precision="highest") / t.shape[1], floor)
     return jnp.broadcast_to(rows, (t.shape[0], 1)), jnp.broadcast_to(columns, (1, t.shape[1]))
 

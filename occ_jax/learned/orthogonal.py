@@ -240,7 +240,7 @@ def _is_dense(item: object) -> bool:
 def orthogonality_error(tree: object) -> Float[Array, ""]:
     r"""How far the parametrised transforms of a tree are from orthonormal: :math:`\max |p^\top T^\top T - p^\top|`.
 
-    Taken over eight orthogonal sign vectors of unit length (all unit vectors below size 8), so that it costs little
+    Taken over eight sign vectors of unit length (all unit vectors below size 8), so that it costs little
     beside a training step; 0 when the tree holds none.
 
     Example:

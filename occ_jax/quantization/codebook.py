@@ -16,6 +16,7 @@ References:
     Marcellin, On entropy-constrained trellis coded quantization, IEEE Trans. Communications, 1994.
 """
 
+from functools import partial
 from typing import TypeVar
 
 import jax
@@ -143,13 +144,17 @@ def symbol(q: _Integers, num_states: int) -> _Integers:
     return q if num_states == 1 else q >> 1
 
 
-@jax.jit
 def reconstruct(q: Int32[Array, "..."], classes: Int32[Array, "..."], codebook: Codebook) -> Float32[Array, "..."]:
     """Reconstruction points of indices, in steps; multiples of 1/64, so exact in float32 up to ``2**17`` steps."""
-    k = jnp.clip(symbol(q, codebook.num_states) + REACH, -1, 2 * REACH + 1)
+    return _reconstruct(q, classes, codebook.shifts, codebook.num_states)
+
+
+@partial(jax.jit, static_argnames="num_states")  # without the tables, whose width is another one in every codebook
+def _reconstruct(q: Array, classes: Array, shifts: Array, num_states: int) -> Array:
+    k = jnp.clip(symbol(q, num_states) + REACH, -1, 2 * REACH + 1)
     near = (k >= 0) & (k <= 2 * REACH)
-    where = table_index(q, classes, codebook.num_states) * (2 * REACH + 1) + jnp.clip(k, 0, 2 * REACH)
-    shift = codebook.shifts.reshape(-1).at[where].get(mode="clip")
+    where = table_index(q, classes, num_states) * (2 * REACH + 1) + jnp.clip(k, 0, 2 * REACH)
+    shift = shifts.reshape(-1).at[where].get(mode="clip")
     return q.astype(jnp.float32) + jnp.where(near, shift.astype(jnp.float32) / SHIFTS_PER_STEP, 0)
 
 
@@ -204,21 +209,22 @@ def _trimmed(counts: Float[np.ndarray, " symbols"], first: int, precision: int) 
 def estimate(statistics: Statistics, num_states: int, *, precision: int = 12) -> Codebook:
     """Tables from counts and reconstruction points from centroids.
 
-    A table without a count holds nothing but its escape, which takes three bytes in a file. Counts may be
-    fractions: give unseen symbols a chance by adding a multiple of another codebook's statistics.
+    A table without a count holds nothing but its escape, which takes three bytes in a file. What is left to the escape
+    has no shift, in a file or here. Counts may be fractions: give unseen symbols a chance by adding a multiple of
+    another codebook's statistics.
     """
     half = statistics.max_symbol
     counts, offsets = zip(*(_trimmed(row, -half, precision) for row in statistics.counts), strict=True)
     tables = stack_from_counts(counts, offsets, precision)
     near = slice(half - REACH, half + REACH + 1)
     centroid = statistics.residuals[:, near] / np.maximum(statistics.counts[:, near], 1e-9)
-    shifts = np.clip(np.rint(centroid * SHIFTS_PER_STEP), -127, 127)
+    shifts = np.clip(np.rint(centroid * SHIFTS_PER_STEP), -127, 127) * _stored(tables)
     return Codebook(tables, jnp.asarray(shifts, jnp.int8), num_states)
 
 
-def _stored(codebook: Codebook) -> Bool[np.ndarray, "tables points"]:
+def _stored(tables: FreqTable) -> Bool[np.ndarray, "tables points"]:
     """Which shifts are written: those of symbols with a frequency."""
-    freq, offset = np.asarray(codebook.tables.freq)[:, :-1], np.asarray(codebook.tables.offset)
+    freq, offset = np.asarray(tables.freq)[:, :-1], np.asarray(tables.offset)
     column = np.arange(-REACH, REACH + 1)[None, :] - offset[:, None]
     inside = (column >= 0) & (column < freq.shape[1])
     if freq.shape[1] == 0:
@@ -229,7 +235,7 @@ def _stored(codebook: Codebook) -> Bool[np.ndarray, "tables points"]:
 def codebook_to_bytes(codebook: Codebook) -> bytes:
     """Serialise: number of states, length of the tables, the tables, a byte for the shift of each symbol near zero."""
     tables = to_bytes(codebook.tables)
-    shifts = np.asarray(codebook.shifts)[_stored(codebook)]
+    shifts = np.asarray(codebook.shifts)[_stored(codebook.tables)]
     return write_varints(np.array([codebook.num_states, len(tables)])) + tables + shifts.tobytes()
 
 
@@ -243,9 +249,8 @@ def codebook_from_bytes(data: bytes) -> Codebook:
     num_states, length = (int(x) for x in reader.varints(2))
     check_num_states(num_states)
     tables = from_bytes(reader.take(length).tobytes())
-    shifts = np.zeros((tables.freq.shape[0], 2 * REACH + 1), np.int8)
-    codebook = Codebook(tables, jnp.asarray(shifts, jnp.int8), num_states)
-    stored = _stored(codebook)
+    stored = _stored(tables)
+    shifts = np.zeros(stored.shape, np.int8)
     shifts[stored] = reader.take(int(stored.sum())).view(np.int8)
     reader.finish()
     return Codebook(tables, jnp.asarray(shifts, jnp.int8), num_states)

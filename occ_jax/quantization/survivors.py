@@ -66,6 +66,9 @@ class Window(NamedTuple):
     q: Int32[Array, "slots block states rows"]
 
 
+_product = partial(jnp.matmul, precision="highest")
+
+
 def _flat(state: Int32[Array, "states rows"]) -> Int32[Array, "states rows"]:
     """Number of the survivor that is in ``state[s, n]`` of row ``n``."""
     num_rows = state.shape[1]
@@ -163,7 +166,7 @@ def decide_rows(
             lax.dynamic_slice_in_dim(x, first, block) for x in (coupling, columns.weight, columns.level)
         )
         each = (jnp.arange(block, dtype=jnp.int32), inside, *of_block)
-        _, made = lax.scan(decide, values - coupling.T @ residuals, each)
+        _, made = lax.scan(decide, values - _product(coupling.T, residuals), each)
         return tuple(lax.dynamic_update_slice_in_dim(x, of, first, axis=0) for x, of in zip(carry, made)), None
 
     start = jnp.zeros(t.shape, jnp.int32), jnp.zeros(t.shape, jnp.float32)
@@ -212,9 +215,9 @@ def search_rows(
         coupling = lax.dynamic_slice_in_dim(columns.coupling, first, block, axis=1)
         near = lax.dynamic_slice_in_dim(coupling, first, delay * block)
         inside = lax.dynamic_slice_in_dim(coupling, first + delay * block, block)
-        values = lax.dynamic_slice_in_dim(t, first, block) - coupling[:num_columns].T @ residuals
+        values = lax.dynamic_slice_in_dim(t, first, block) - _product(coupling[:num_columns].T, residuals)
         # Apart from its transposition, which the compiler would merge into a product several times slower on a CPU.
-        of_window = lax.optimization_barrier(window.residual @ near)
+        of_window = lax.optimization_barrier(_product(window.residual, near))
         values = values[:, None, :] - of_window.T.reshape(block, num_states, num_rows)
         of_block = (lax.dynamic_slice_in_dim(x, first, block) for x in (columns.weight, columns.level))
         index = jnp.arange(block, dtype=jnp.int32)

@@ -1,5 +1,7 @@
 """The trainer: whatever is trained, it resumes to the bit, shares out work without changing it, and freezes what it must."""
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,9 +87,25 @@ def test_goes_on_after_an_interruption_as_if_there_had_been_none(tmp_path):
         fit(cayley(N), noisy_loss, **settings, state_path=path)
 
 
+def test_a_state_is_saved_at_an_interrupt_and_at_the_end(tmp_path, monkeypatch):
+    settings = {"key": KEY, "steps": 6, "data": X, "chunk": 1, "state_path": tmp_path / "state", "save_seconds": 1e9}
+    saved, fit_module = [], importlib.import_module("occ_jax.learned.fit")
+    written = fit_module.write_state
+    monkeypatch.setattr(fit_module, "write_state", lambda path, step, *a: (saved.append(step), written(path, step, *a)))
+
+    def stop(done, log):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(cayley(N), noisy_loss, **settings, on_chunk=stop)
+    fit(cayley(N), noisy_loss, **settings)
+    assert saved == [3, 6]
+
+
 def centred(t, x):
     """What follows the parameters: here the mean that the moved data had."""
-    return x, t.forward(x).mean(0)
+    return t.forward(x).mean(0)
 
 
 def centred_loss(t, seen, step):
@@ -98,7 +116,9 @@ def centred_loss(t, seen, step):
 def test_what_is_refreshed_stays_between_two_calls(tmp_path):
     """Refreshed in every step it is what the loss could make itself; else it is that of the last refresh."""
     settings = {"key": KEY, "steps": 7, "data": X}
-    itself = fit(cayley(N), lambda t, x, step: centred_loss(t, jax.lax.stop_gradient(centred(t, x)), step), **settings)
+    itself = fit(
+        cayley(N), lambda t, x, step: centred_loss(t, (x, jax.lax.stop_gradient(centred(t, x))), step), **settings
+    )
     always = fit(cayley(N), centred_loss, **settings, refresh=centred, chunk=3)
     for a, b in zip(leaves(always), leaves(itself), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

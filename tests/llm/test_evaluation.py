@@ -111,6 +111,13 @@ def test_text_that_cannot_be_evaluated(toy, text, options, message):
         cut_windows(text, toy.tokenizer, source="the book", **options)
 
 
+def test_tokens_without_a_row_in_the_embedding_are_refused(toy, model):
+    windows = cut_windows("abc" * 40, toy.tokenizer, window=20)
+    windows.tokens[1, 3] = toy.config.vocab_size
+    with pytest.raises(OccError, match=f"token {toy.config.vocab_size} but the model knows {toy.config.vocab_size}"):
+        evaluate(model, windows)
+
+
 def test_read_text(tmp_path):
     (tmp_path / "a.txt").write_text("좌표", encoding="utf-8")
     assert read_text(str(tmp_path / "a.txt")) == "좌표"

@@ -13,6 +13,7 @@ from occ_jax.quantization.codebook import (
     REACH,
     SHIFTS_PER_STEP,
     Codebook,
+    _reconstruct,
     codebook_from_bytes,
     codebook_to_bytes,
     estimate,
@@ -137,6 +138,29 @@ def test_shapes_that_do_not_fit_are_refused():
         Codebook(tables, jnp.zeros((3, 9), jnp.int8), 8)
     with pytest.raises(ValueError, match="5 states"):
         Codebook(tables, jnp.zeros((3, 9), jnp.int8), 5)
+
+
+@pytest.mark.parametrize("num_states", [1, 8])
+def test_what_is_left_to_the_escape_has_no_shift(num_states):
+    """Near zero, too, a symbol may be too rare for a frequency: what is searched with is what a file brings back."""
+    rare = -3 if num_states == 1 else -6
+    q = jnp.asarray(np.repeat([0, 2, rare], [100_000, 20_000, 1])[None], jnp.int32)
+    statistics = gather_statistics(q.astype(jnp.float32) + 0.25, q, jnp.zeros_like(q), num_states, 1)
+    codebook = estimate(statistics, num_states)
+    assert np.asarray(codebook.shifts).any()
+    again = codebook_from_bytes(codebook_to_bytes(codebook))
+    np.testing.assert_array_equal(again.shifts, codebook.shifts)
+    classes = jnp.zeros_like(q)
+    np.testing.assert_array_equal(reconstruct(q, classes, again), reconstruct(q, classes, codebook))
+
+
+def test_codebooks_of_other_widths_share_what_is_compiled():
+    before = _reconstruct._cache_size()
+    for reach in (3, 900):
+        q = jnp.asarray(np.arange(-reach, reach + 1).repeat(1801 // reach)[None, :1800], jnp.int32)
+        codebook = estimate(gather_statistics(q.astype(jnp.float32), q, jnp.zeros_like(q), 8, 1), 8)
+        reconstruct(q, jnp.zeros_like(q), codebook)
+    assert _reconstruct._cache_size() == before + 1
 
 
 def test_a_class_without_data_takes_three_bytes_and_no_shift():

@@ -100,6 +100,8 @@ def test_the_writer_refuses_what_does_not_belong(config, calibrated, path):
 
 
 def test_files_that_cannot_be_used(calibrated, path, tmp_path):
+    with pytest.raises(OccError, match="is a directory"):
+        load_statistics(tmp_path)
     with pytest.raises(OccError, match="no such statistics file"):
         load_statistics(path)
     save_statistics(path, calibrated[2])

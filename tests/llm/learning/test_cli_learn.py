@@ -153,3 +153,7 @@ def test_outputs_and_settings_are_checked_before_the_work(learned, place, capsys
         capsys, arguments("learn", place, "u.safetensors", "--placements", "unit-scales"), "--placements unit-scales"
     )
     refused(capsys, arguments("learn", place, "u.safetensors", "--objective", "kl", "--control"), "--control")
+    refused(capsys, arguments("learn", place, "u.safetensors", "--finish-windows", "0"), "--finish-windows 0")
+    refused(capsys, arguments("learn", place, "u.safetensors", "--text", "wikitext2"), "wikitext2: no such file")
+    begun = ("--init", "learned", "--transforms", str(place / "nowhere.safetensors"))
+    refused(capsys, arguments("learn", place, "u.safetensors", *begun), "nowhere.safetensors")

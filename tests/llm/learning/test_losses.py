@@ -1,5 +1,6 @@
 """Layer-wise objectives against the compressor's own plans, closed forms and plain arithmetic."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -289,11 +290,30 @@ def test_the_control_has_the_rate_of_the_network(toy, toy_folded):
         ({"damping": 0.0}, "--damping"),
         ({"row_share": 0.0}, "--row-share 0.0"),
         ({"block_share": 1.5}, "--block-share 1.5"),
+        ({"window": 1}, "--window 1"),
+        ({"objective": "int", "bits": 1.0}, "--bits 1 is no width"),
+        ({"objective": "kl", "group_size": 1}, "--group-size 1"),
     ],
 )
 def test_settings_without_a_meaning_are_refused(fields, cause):
     with pytest.raises(OccError, match=cause):
         LearnSettings(**fields)
+
+
+@pytest.mark.parametrize("feeds_rows", [False, True])
+def test_layers_whose_outputs_feed_nothing_are_no_obstacle(feeds_rows, toy, toy_folded, toy_statistics):
+    """A block may have been pruned to zero: nothing that its queries or gates do matters then."""
+    tensors = dict(toy_statistics.tensors)
+    dead = {
+        name: np.zeros_like(x) for name, x in tensors.items() if name.startswith("model.layers.0.") and "fisher" in name
+    }
+    assert dead
+    statistics = dataclasses.replace(toy_statistics, tensors={**tensors, **dead})
+    problem = make_problem(toy_folded, statistics, hessians=True, outer=False, damping=0.01, feeds_rows=feeds_rows)
+    assert all(
+        (np.asarray(jnp.linalg.norm(m.fisher.reshape(len(m.fisher), -1), axis=1)) > 0).all()
+        for m in problem.blocks.values()
+    )
 
 
 def test_rows_make_up_for_each_other_where_they_will_in_the_file():
