@@ -4,6 +4,7 @@
     python benchmarks/scaling.py > scaling.json
     python benchmarks/stored_rotations.py > stored_rotations.json
     python benchmarks/learning.py > learning.json
+    python benchmarks/streaming.py --compare > streaming.json
     python scripts/update_benchmarks.py *.json                       # take over what is in files, write the page
     python scripts/update_benchmarks.py --check                      # exit code 1 unless page and record say the same
 
@@ -142,7 +143,41 @@ def learning(result: Mapping[str, Any]) -> list[str]:
     ]
 
 
-SECTIONS = {"gaussian": gaussian, "scaling": scaling, "stored_rotations": stored_rotations, "learning": learning}
+def streaming(result: Mapping[str, Any]) -> list[str]:
+    """The memory that each stage of a large model takes, and whether an interrupt changes its files."""
+    compared = {
+        True: "Another calibration and another compression without an interrupt made the same files, byte for byte.",
+        False: "**Without an interrupt other files were made.**",
+    }
+    stages = {name: stage for name, stage in result.items() if isinstance(stage, Mapping)}
+    endings = {0: "", 130: "interrupted"}
+    lines = [
+        (
+            "compression " + name if name in ("interrupted", "resumed", "uninterrupted") else name,
+            f"{stage['peak_memory_bytes'] / 1e9:.2f} GB",
+            endings.get(stage["exit_code"], f"exit code {stage['exit_code']}"),
+        )
+        for name, stage in stages.items()
+    ]
+    return [
+        "## A large model, layer by layer",
+        "",
+        f"A model of {result['parameters']:,} random parameters in shards, {2 * result['parameters'] / 1e9:.1f} GB,",
+        f"becomes a file of {result['file_bytes'] / 1e9:.2f} GB. Every stage is a process of its own.",
+        compared.get(result.get("identical"), "It was not compared with a run without interrupts."),
+        "`python benchmarks/streaming.py --compare`",
+        "",
+        table(("stage", "peak memory", "ending"), lines),
+    ]
+
+
+SECTIONS = {
+    "gaussian": gaussian,
+    "scaling": scaling,
+    "stored_rotations": stored_rotations,
+    "learning": learning,
+    "streaming": streaming,
+}
 
 
 def page(record: Mapping[str, Any]) -> str:

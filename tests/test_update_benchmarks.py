@@ -49,6 +49,21 @@ def test_a_step_of_learning_stands_against_passes_over_its_tokens():
     assert "| end to end | 2,048 | 1.46 |" in lines[-1]
 
 
+def test_an_interrupt_that_changes_a_file_is_said():
+    stage = {"exit_code": 130, "seconds": 9.0, "peak_memory_bytes": 2_500_000_000}
+    result = {
+        "parameters": 10**9,
+        "file_bytes": 4 * 10**8,
+        "interrupted": stage,
+        "decompress": {**stage, "exit_code": 0},
+    }
+    for identical, words in ((True, "byte for byte"), (False, "**Without"), (None, "not compared")):
+        text = "\n".join(script.streaming({**result, "identical": identical}))
+        assert words in text
+        assert "| compression interrupted | 2.50 GB | interrupted |" in text
+        assert "| decompress | 2.50 GB |  |" in text
+
+
 @pytest.mark.parametrize(("content", "message"), [("", "no line of JSON"), ('{"benchmark": "rans"}', "not rans")])
 def test_other_files_are_refused(content, message, tmp_path):
     (tmp_path / "x.json").write_text(content)
