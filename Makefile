@@ -1,7 +1,7 @@
 # Two commands do all the set-up: `make demo` runs the main job, `make test` runs the tests.
 PYTHON ?= python3
 BIN := .venv/bin
-PYTEST_ARGS ?= -n 2
+PYTEST_ARGS ?= -n 2 --dist worksteal
 
 .PHONY: demo test lint format clean
 
