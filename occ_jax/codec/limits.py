@@ -21,6 +21,7 @@ MAX_ENTRIES = 1 << 28
 """Most entries of all vectors and matrices that one transform is made of."""
 
 _MATRICES = ("rotation", "klt")
+_COMBINATORS = ("chain", "inverse", "along_axis", "blockwise", "block_diagonal", "kronecker")
 
 
 def num_entries(spec: Any, depth: int = 0) -> int:
@@ -34,8 +35,8 @@ def num_entries(spec: Any, depth: int = 0) -> int:
         return sum(num_entries(part, depth) for part in spec)
     if depth > MAX_DEPTH or not isinstance(spec, Mapping):
         return 0
-    if "of" in spec:
-        return num_entries(spec["of"], depth + 1)
+    if spec.get("name") in _COMBINATORS:
+        return num_entries(spec.get("of"), depth + 1)
     size, sweeps = (value if type(value := spec.get(name)) is int else 1 for name in ("size", "sweeps"))
     return size * (size if spec.get("name") in _MATRICES else sweeps)
 

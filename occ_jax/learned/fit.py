@@ -193,8 +193,8 @@ def fit(
                 fresh = refreshed(state[0], frozen, data)
             until = min(steps, done + every - done % every)
             length = min(chunk, until - done)
-            seen = data if refreshed is None else (data, fresh)
-            state, new = run(state, frozen, seen, keys, jnp.asarray(done, jnp.int32), length=length)
+            at = jnp.asarray(done, jnp.int32)
+            state, new = run(state, frozen, data if refreshed is None else (data, fresh), keys, at, length=length)
             _check_finite(new, done)
             log = [np.concatenate([old, np.asarray(part)]) for old, part in zip(log, new)]
             done += length

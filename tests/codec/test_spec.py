@@ -225,6 +225,7 @@ def test_axes_follow_the_equation():
         ({"left": {"name": "chain", "of": {"name": "dct"}}}, b"", "chain"),
         ({"left": {"name": "chain", "of": [{"name": "dct"}] * 65}}, b"", "64"),
         ({"left": {"name": "chain", "of": [{"name": "scaling", "size": 2**24, "exponent": 6}] * 17}}, b"", "entries"),
+        ({"left": {"name": "chain", "of": [{"name": "scaling", "size": 2**24, "of": []}] * 17}}, b"", "entries"),
         ({"left": {"name": "inverse", "of": {"name": "uniform"}}}, b"\0\0\0\x80\x3f", "part of a transform"),
         ({"left": {"name": "chain", "of": [{"name": "uniform"}]}}, b"\0\0\0\x80\x3f", "part of a transform"),
         ({"left": {"name": "dct", "of": nested_lists(2000)}}, b"", "damaged"),
