@@ -32,16 +32,19 @@ class Factors:
         Raises:
             ValueError: the second moment is singular or not finite; the message names the matrix.
         """
-        file = self._file(name)
-        if not file.exists():
+        if not self.has(name):
             if not self._feedback:
                 hessian = np.diag(np.diagonal(hessian))
             try:
                 upper = prepare_hessian(hessian, damping=self._damping).upper
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
-            np.save(file, upper.astype(np.float32))
+            np.save(self._file(name), upper.astype(np.float32))
         return self.load(name)
+
+    def has(self, name: str) -> bool:
+        """Whether :meth:`of` has computed the factor of a matrix's inputs, for this matrix or another."""
+        return self._file(name).exists()
 
     def load(self, name: str) -> HessianFactor:
         """A factor that :meth:`of` has computed, read from disk."""

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float32, Int
 
 from occ_jax.codec import Levels
 from occ_jax.quantization.scales import CLASS_SHIFT, CLASSES_PER_OCTAVE, NUM_CLASSES, fit_class_levels, log2_levels
@@ -24,6 +24,9 @@ STEP_RESOLUTION = 8
 """Levels per octave of the steps of rows and columns; costs less than 0.002 bit."""
 
 _LEVELS_PER_OCTAVE = CLASSES_PER_OCTAVE << CLASS_SHIFT
+
+_ENTRIES_TOGETHER = 1 << 22
+"""Coefficients that are there in float64 at a time."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -97,11 +100,10 @@ def plan_matrix(
     """
     step_rows = np.asarray(log2_levels(jnp.asarray(rows, jnp.float32) ** -0.5, STEP_RESOLUTION))
     step_cols = np.asarray(log2_levels(jnp.asarray(cols, jnp.float32), STEP_RESOLUTION))
-    scale = np.exp2(step_rows / STEP_RESOLUTION)[:, None] * np.exp2(step_cols / STEP_RESOLUTION)[None, :]
-    t = w / scale
+    t, power = _in_steps(w, np.exp2(step_rows / STEP_RESOLUTION), np.exp2(step_cols / STEP_RESOLUTION))
     # Levels are fitted far above the class of no bits and shifted, so that one fit serves every step.
-    octaves = 8 - round(float(np.log2(np.sqrt(np.mean(t * t)) + 1e-30)))
-    class_rows, class_cols = fit_class_levels(jnp.asarray(t * 2.0**octaves, jnp.float32))
+    octaves = 8 - round(float(np.log2(np.sqrt(power) + 1e-30)))
+    class_rows, class_cols = fit_class_levels(jnp.asarray(np.ldexp(t, octaves, out=t)))
     return MatrixPlan(
         name=name,
         step_rows=step_rows,
@@ -109,6 +111,19 @@ def plan_matrix(
         class_rows=np.asarray(class_rows) - octaves * _LEVELS_PER_OCTAVE,
         class_cols=np.asarray(class_cols),
     )
+
+
+def _in_steps(
+    w: Float[np.ndarray, "d_out d_in"], row: Float[np.ndarray, " d_out"], column: Float[np.ndarray, " d_in"]
+) -> tuple[Float32[np.ndarray, "d_out d_in"], float]:
+    """Coefficients in their steps, and their mean square; some rows at a time are there in float64."""
+    t, energy = np.empty(w.shape, np.float32), 0.0
+    together = max(1, _ENTRIES_TOGETHER // w.shape[1])
+    for first in range(0, len(w), together):
+        rows = slice(first, first + together)
+        block = w[rows] / (row[rows, None] * column[None, :])
+        t[rows], energy = block, energy + float(np.vdot(block, block))
+    return t, energy / w.size
 
 
 def expected_bits(plans: Sequence[MatrixPlan], class_bits: Float[np.ndarray, " classes"], step: float) -> float:

@@ -49,8 +49,17 @@ def sensitivity_of(name: str, statistics: Statistics) -> Sensitivity:
     return _of_embedding(statistics) if name == EMBEDDING else _of_outputs(name, statistics)
 
 
+def row_sensitivity(name: str, statistics: Statistics) -> Float[np.ndarray, " d_out"]:
+    """The rows' part of the sensitivity of a linear layer or head, without the second moment of its inputs.
+
+    Rows that never mattered on the text are kept from being thrown away altogether; where none did, all are alike.
+    """
+    fisher = np.asarray(statistics.fisher(name), np.float64)
+    return np.maximum(fisher, 1e-3 * fisher.mean()) if fisher.any() else np.ones_like(fisher)
+
+
 def _of_outputs(name: str, statistics: Statistics) -> Sensitivity:
-    return Sensitivity(hessian=statistics.error_moment(name), rows=_positive(statistics.fisher(name)))
+    return Sensitivity(hessian=statistics.error_moment(name), rows=row_sensitivity(name, statistics))
 
 
 def _of_embedding(statistics: Statistics) -> Sensitivity:
@@ -62,9 +71,3 @@ def _of_embedding(statistics: Statistics) -> Sensitivity:
     head = _of_outputs(HEAD, statistics)
     form = product_of_sums(np.stack([frequency, head.rows]), np.stack([entry, head.hessian]))
     return Sensitivity(hessian=form.moment.astype(np.float32), rows=form.rows)
-
-
-def _positive(fisher: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """Keep rows that never mattered on the text from being thrown away altogether; where none did, all are alike."""
-    fisher = np.asarray(fisher, np.float64)
-    return np.maximum(fisher, 1e-3 * fisher.mean()) if fisher.any() else np.ones_like(fisher)

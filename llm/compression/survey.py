@@ -22,6 +22,7 @@ from .allocation import probe_rows
 from .factors import Factors, OutputFactors
 from .network import Network, prepare_network
 from .plan import MatrixPlan, plan_matrix
+from .sensitivity import row_sensitivity
 from .settings import Settings
 
 
@@ -127,8 +128,13 @@ def _look_at(
     w = network.coefficients(name)
     if not np.isfinite(w).all():
         raise ValueError(f"{name} holds NaN or infinite weights; take an intact checkpoint")
-    sensitivity = network.sensitivity(name)
-    factor, rows = factors.of(name, sensitivity.hessian), sensitivity.rows
+    if factors.has(name):  # of another matrix that reads the same inputs: their moment is not made again
+        factor, rows = factors.load(name), None
+    else:
+        sensitivity = network.sensitivity(name)
+        factor, rows = factors.of(name, sensitivity.hessian), sensitivity.rows
     if outputs is not None and is_linear(name):
         rows = np.asarray(outputs.of(name, network.statistics.fisher_matrix(name)).weights)
+    elif rows is None:
+        rows = row_sensitivity(name, network.statistics)
     return plan_matrix(name, w, factor.relative_steps, rows), w[probe_rows(*w.shape)].copy()
