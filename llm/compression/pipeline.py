@@ -136,9 +136,9 @@ def _slopes(
     draft = Maker(checkpoint, Compressor(found, settings, track), settings, staging, tokens, track, near=near)
     first = draft.first_allocation()
     step = first.step
+    easing = Easing(checkpoint, found.network, lambda: draft.coded(step), tokens.finishing)  # refuses too little text
     if settings.goal.kind == "kl":
         step = search_step(settings.goal, step, draft.measure, slope=draft.slope, curve=draft.curve)
-    easing = Easing(checkpoint, found.network, lambda: draft.coded(step), tokens.finishing)
     sizes = {name: plan.num_weights for name, plan in found.plans.items()}
     return measure_slopes(easing, slope_groups(found.network), sizes, staging, track), first
 
