@@ -12,9 +12,10 @@ from ..calibration import Statistics, load_or_calibrate, spread
 from ..checkpoints import Checkpoint, load_checkpoint, write_hf_directory
 from ..checkpoints.atomic import check_output
 from ..checkpoints.write import FloatType
-from ..compression import CalibrationTokens, Compressed, Settings, compress
+from ..compression import CalibrationTokens, Compressed, Settings, Sizes, compress
 from ..compression.correction import Slope
 from ..compression.plan import STEP_RESOLUTION
+from ..compression.targets import Goal
 from ..config import ModelConfig
 from ..errors import OccError
 from ..evaluation import cut_lines, cut_windows, read_file
@@ -159,6 +160,7 @@ class Compress:
             track=terminal.track,
         )
         show_compressed(terminal, self.out, result)
+        note_a_miss(terminal, self.settings.goal, result.sizes)
         terminal.result(
             dataclasses.asdict(result.sizes)
             | {"step": result.step, "finished": result.finished, "seconds": result.seconds}
@@ -178,6 +180,16 @@ def show_compressed(terminal: Terminal, out: Path, result: Compressed) -> None:
     terminal.table(str(out), ("quantity", "value"), rows)
     if result.slopes:
         _show_slopes(terminal, result.slopes)
+
+
+def note_a_miss(terminal: Terminal, goal: Goal, sizes: Sizes) -> None:
+    """Say it if the file has not the size that was asked for: what tuning adds is foreseen from the last attempt."""
+    reached = {"bits": sizes.linear_bits_per_weight, "bytes": float(sizes.file_bytes)}.get(goal.kind)
+    if reached is not None and not goal.met_by(reached):
+        terminal.note(
+            f"the file has {goal.describe(reached)}, not {goal.describe(goal.value)}: what tuning adds changed from "
+            "attempt to attempt; ask for a little less or more, or give --finish never"
+        )
 
 
 def _show_slopes(terminal: Terminal, slopes: tuple[Slope, ...]) -> None:

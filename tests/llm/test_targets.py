@@ -4,6 +4,9 @@ import math
 
 import numpy as np
 import pytest
+from occ_llm.cli.compress import note_a_miss
+from occ_llm.cli.terminal import Terminal
+from occ_llm.compression import Sizes
 from occ_llm.compression.allocation import Allocation
 from occ_llm.compression.estimates import MOST_TABLES, Estimates
 from occ_llm.compression.targets import MAX_ATTEMPTS, Goal, search_step
@@ -103,3 +106,22 @@ def test_a_target_in_the_jump_between_two_estimates_is_met_on_the_last(jumps):
 def test_a_target_between_two_files_names_the_nearest():
     with pytest.raises(OccError, match=r"the nearest, 2 bits per linear weight, can be had"):
         search_step(Goal(kind="bits", value=2.4), 0.1, lambda step: 2.0 if step > 0.1 else 3.0, slope=-1.0)
+
+
+@pytest.mark.parametrize(
+    ("goal", "words"),
+    [
+        (Goal(kind="bits", value=2.0), "the file has 2.05 bits per linear weight, not 2 bits"),
+        (Goal(kind="bytes", value=1100.0), "the file has 1000 bytes, not 1100 bytes"),
+        (Goal(kind="bits", value=2.045), ""),
+        (Goal(kind="bytes", value=1003.0), ""),
+        (Goal(kind="kl", value=0.1), ""),
+        (Goal(kind="step", value=0.1), ""),
+    ],
+)
+def test_a_finished_file_that_misses_its_size_is_pointed_out(goal, words, capsys):
+    sizes = Sizes(file_bytes=1000, linear_bits_per_weight=2.05, file_bits_per_weight=2.5, ledger={})
+    note_a_miss(Terminal(json_only=True), goal, sizes)
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.startswith(words)
+    assert bool(said) == bool(words)
