@@ -87,7 +87,7 @@ def _encode(
     if not is_linear(name):
         return encode_integers(network.weights[name], EMBEDDING_BITS)
     w = network.coefficients(name)
-    factor = None if factors is None else factors.of(name, network.input_moment(name))
+    factor = None if factors is None else factors.of(name, lambda: network.input_moment(name))
     devices = tuple(jax.devices())
     result = quantize_integers(w, factor, bits=bits, group_size=group_size, clip=clip, devices=devices)
     return encode_affine(np.asarray(result.q), result.quantizer, right=network.coded_transform(name))

@@ -1,5 +1,6 @@
 """Factors of second moments, computed once and kept on disk between the passes over a network."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from occ_jax.quantization.output_feedback import OutputFactor, prepare_outputs
 
 from ..calibration.statistics import hessian_name
 from ..roles import INPUT_OF, kind_of, layer_of
+from .sensitivity import or_alike
 
 
 class Factors:
@@ -26,25 +28,27 @@ class Factors:
         self._damping = damping
         self._feedback = feedback
 
-    def of(self, name: str, hessian: Float[np.ndarray, "d d"]) -> HessianFactor:
-        """Factor of the second moment ``hessian`` of the inputs of a matrix, by the matrix's name.
+    def of(self, name: str, moment: Callable[[], Float[np.ndarray, "d d"]]) -> HessianFactor:
+        """Factor of the second moment of the inputs of a matrix, by the matrix's name.
+
+        Args:
+            name: of the matrix.
+            moment: makes the second moment; not asked if the factor is there, for this matrix or another.
 
         Raises:
             ValueError: the second moment is singular or not finite; the message names the matrix.
         """
-        if not self.has(name):
+        file = self._file(name)
+        if not file.exists():
+            hessian = moment()
             if not self._feedback:
                 hessian = np.diag(np.diagonal(hessian))
             try:
                 upper = prepare_hessian(hessian, damping=self._damping).upper
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
-            np.save(self._file(name), upper.astype(np.float32))
+            np.save(file, upper.astype(np.float32))
         return self.load(name)
-
-    def has(self, name: str) -> bool:
-        """Whether :meth:`of` has computed the factor of a matrix's inputs, for this matrix or another."""
-        return self._file(name).exists()
 
     def load(self, name: str) -> HessianFactor:
         """A factor that :meth:`of` has computed, read from disk."""
@@ -97,6 +101,6 @@ def output_factor(name: str, fisher: Float[np.ndarray, "d d"]) -> OutputFactor:
         ValueError: the matrix is not finite; the message names the layer.
     """
     try:
-        return prepare_outputs(fisher if fisher.any() else np.eye(len(fisher), dtype=fisher.dtype))
+        return prepare_outputs(or_alike(fisher))
     except ValueError as error:
         raise ValueError(f"the outputs of {name}: {error}") from error

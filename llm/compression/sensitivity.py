@@ -54,8 +54,21 @@ def row_sensitivity(name: str, statistics: Statistics) -> Float[np.ndarray, " d_
 
     Rows that never mattered on the text are kept from being thrown away altogether; where none did, all are alike.
     """
-    fisher = np.asarray(statistics.fisher(name), np.float64)
-    return np.maximum(fisher, 1e-3 * fisher.mean()) if fisher.any() else np.ones_like(fisher)
+    fisher = or_alike(np.asarray(statistics.fisher(name), np.float64))
+    return np.maximum(fisher, 1e-3 * fisher.mean())
+
+
+def or_alike(fisher: Float[np.ndarray, "*outputs"]) -> Float[np.ndarray, "*outputs"]:
+    """Fisher information of a layer's outputs, or its diagonal; where nothing that they feed matters, all are alike.
+
+    Example:
+        >>> or_alike(np.zeros(2)), or_alike(np.zeros((2, 2)))
+        (array([1., 1.]), array([[1., 0.],
+               [0., 1.]]))
+    """
+    if fisher.any():
+        return fisher
+    return np.ones_like(fisher) if fisher.ndim == 1 else np.eye(len(fisher), dtype=fisher.dtype)
 
 
 def _of_outputs(name: str, statistics: Statistics) -> Sensitivity:

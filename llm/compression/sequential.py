@@ -83,11 +83,17 @@ def _factors(
     factors = Factors(directory, damping=damping, feedback=True)
     found = hessians()
     for name in {Factors.inputs_of(name): name for name in found}.values():
-        moment = sandwich(network.stored_transform(name), found[name])
-        if network.statistics.weights_tokens(name):
-            moment = carried(network.sensitivity(name).hessian, network.input_moment(name), moment, damping=damping)
-        factors.of(name, moment)
+        factors.of(name, functools.partial(_moment, name, network, found[name], damping))
     return factors
+
+
+def _moment(
+    name: str, network: Network, found: Float[np.ndarray, "d_in d_in"], damping: float
+) -> Float[np.ndarray, "d_in d_in"]:
+    moment = sandwich(network.stored_transform(name), found)
+    if not network.statistics.weights_tokens(name):
+        return moment
+    return carried(network.sensitivity(name).hessian, network.input_moment(name), moment, damping=damping)
 
 
 def carried(

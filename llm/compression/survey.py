@@ -128,13 +128,13 @@ def _look_at(
     w = network.coefficients(name)
     if not np.isfinite(w).all():
         raise ValueError(f"{name} holds NaN or infinite weights; take an intact checkpoint")
-    if factors.has(name):  # of another matrix that reads the same inputs: their moment is not made again
-        factor, rows = factors.load(name), None
-    else:
+    if not is_linear(name):
         sensitivity = network.sensitivity(name)
-        factor, rows = factors.of(name, sensitivity.hessian), sensitivity.rows
-    if outputs is not None and is_linear(name):
-        rows = np.asarray(outputs.of(name, network.statistics.fisher_matrix(name)).weights)
-    elif rows is None:
-        rows = row_sensitivity(name, network.statistics)
+        factor, rows = factors.of(name, lambda: sensitivity.hessian), sensitivity.rows
+    else:
+        factor = factors.of(name, lambda: network.sensitivity(name).hessian)
+        if outputs is None:
+            rows = row_sensitivity(name, network.statistics)
+        else:
+            rows = np.asarray(outputs.of(name, network.statistics.fisher_matrix(name)).weights)
     return plan_matrix(name, w, factor.relative_steps, rows), w[probe_rows(*w.shape)].copy()

@@ -16,7 +16,7 @@ from occ_jax.transforms import Identity
 from ..calibration import Statistics, space_of
 from ..calibration.statistics import TURNING_OUTPUTS, fisher_name, hessian_name
 from ..compression.factors import output_factor
-from ..compression.sensitivity import sensitivity_of
+from ..compression.sensitivity import or_alike, sensitivity_of
 from ..config import ModelConfig
 from ..coordinates import Coordinates, moves
 from ..roles import EMBEDDING, HEAD, INPUT_OF, LINEAR_KINDS, linear_name
@@ -96,9 +96,7 @@ def make_problem(
     def outputs(kind: str, name: str) -> np.ndarray:
         turning = kind in TURNING_OUTPUTS
         if not feeds_rows:
-            found = statistics.fisher_matrix(name) if turning else statistics.fisher(name)
-            alike = np.eye(len(found)) if turning else np.ones(len(found))
-            return found if found.any() else alike.astype(found.dtype)
+            return or_alike(statistics.fisher_matrix(name) if turning else statistics.fisher(name))
         left = np.asarray(output_factor(name, statistics.fisher_matrix(name)).weights)
         return np.full_like(left, np.exp(np.log(left).mean())) if turning else left
 
