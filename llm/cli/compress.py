@@ -59,6 +59,10 @@ class CalibrationText:
         share = "" if self.text_share == 1 else f" (the first {self.text_share:.0%} of its lines)"
         return f"{self._name}{share}, up to {self.calibration_windows} windows of {self._window(config)} tokens"
 
+    def inputs(self, *others: Path | None) -> list[Path]:
+        """The files of this that are given, and those others: what no output may replace."""
+        return [path for path in (*others, self.text, self.statistics) if path is not None]
+
     def tokens(self, checkpoint: Checkpoint, *, hold_back: int = 0) -> CalibrationTokens:
         """Windows for each use, spread over the text.
 
@@ -145,8 +149,8 @@ class Compress:
         """Calibrate, compress, and show the sizes."""
         terminal = Terminal(json_only=self.json)
         checkpoint = load_checkpoint(self.model)
-        read = (checkpoint.path, self.settings.transforms, self.calibration.text, self.calibration.statistics)
-        check_output(self.out, force=self.force, inputs=[path for path in read if path is not None])
+        inputs = self.calibration.inputs(checkpoint.path, self.settings.transforms)
+        check_output(self.out, force=self.force, inputs=inputs)
         tokens = self.calibration.tokens(checkpoint, hold_back=0 if self.settings.kl is None else HELD_BACK)
         statistics = self.calibration.collect(checkpoint, terminal, tokens, seed=self.settings.seed)
         result = compress(

@@ -48,8 +48,7 @@ class Learn:
             describe(self.transforms)  # refused before anything is measured
         figure = self.out.with_suffix(".svg")
         checkpoint = load_checkpoint(self.model)
-        read = checkpoint.path, self.transforms, self.calibration.text, self.calibration.statistics
-        inputs = [path for path in read if path is not None]
+        inputs = self.calibration.inputs(checkpoint.path, self.transforms)
         for path in (self.out, figure):
             check_output(path, force=self.force, inputs=inputs)
         tokens = self.calibration.tokens(checkpoint)
