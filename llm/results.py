@@ -82,10 +82,20 @@ def over_draws(rows: Sequence[Row]) -> list[Draws]:
     return [_together(_basis(group[0]), group) for group in groups]
 
 
+def is_same_rate(rate: float, other: float) -> bool:
+    """Whether two files have the bits of one rate.
+
+    Example:
+        >>> is_same_rate(2.0, 2.01), is_same_rate(2.0, 2.04)
+        (True, False)
+    """
+    return abs(rate - other) <= SAME_RATE * rate
+
+
 def _is_another_draw(row: Row, group: Sequence[Row]) -> bool:
-    first, rate = group[0], row.linear_bits_per_weight
+    first = group[0]
     alike = (_basis(row), row.quantizer, row.feedback) == (_basis(first), first.quantizer, first.feedback)
-    near = abs(rate - first.linear_bits_per_weight) <= SAME_RATE * rate
+    near = is_same_rate(row.linear_bits_per_weight, first.linear_bits_per_weight)
     return alike and near and all(row.coordinates != other.coordinates for other in group)
 
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import tyro
 from occ_llm.figures import bench_figure
-from occ_llm.results import LARGEST_RATIO, SAME_RATE, Draws, Row, bytes_at_kl, over_draws, series_of
+from occ_llm.results import LARGEST_RATIO, Draws, Row, bytes_at_kl, is_same_rate, over_draws, series_of
 from pages import exit_checked, table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -92,9 +92,8 @@ def last_of_each(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _is_made_again(row: dict[str, Any], later: dict[str, Any]) -> bool:
-    rate = row["linear_bits_per_weight"]
     same = all(row[name] == later[name] for name in ("coordinates", "quantizer", "feedback"))
-    return same and abs(rate - later["linear_bits_per_weight"]) <= SAME_RATE * rate
+    return same and is_same_rate(row["linear_bits_per_weight"], later["linear_bits_per_weight"])
 
 
 def _order(row: dict[str, Any]) -> tuple:
