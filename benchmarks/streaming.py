@@ -112,8 +112,8 @@ def main(
         stages["calibration resumed"] = stage(cache, *calibrate)
         calibration += ["--statistics", str(measured)]
         compress = ["compress", model, place / "small", *options, *calibration]
-        stages["interrupted"] = stage(cache, *compress, interrupt_after=interrupt_after)
-        stages["resumed"] = stage(cache, *compress)
+        stages["compression interrupted"] = stage(cache, *compress, interrupt_after=interrupt_after)
+        stages["compression resumed"] = stage(cache, *compress)
         stages["decompress"] = stage(cache, "decompress", place / "small", place / "dense", "--dtype", "bfloat16")
         summary = {
             "benchmark": "streaming",
@@ -123,7 +123,7 @@ def main(
         if compare:
             again = [place / "again", place / "again.safetensors"]
             stages["calibration uninterrupted"] = stage(cache, *calibrate[:-1], again[1])
-            stages["uninterrupted"] = stage(cache, "compress", model, again[0], *options, *calibration)
+            stages["compression uninterrupted"] = stage(cache, "compress", model, again[0], *options, *calibration)
             pairs = [(place / "small" / CONTAINER, again[0] / CONTAINER), (measured, again[1])]
             summary["identical"] = all(digest(one) == digest(other) for one, other in pairs)
     summary |= {name: dataclasses.asdict(result) for name, result in stages.items()}

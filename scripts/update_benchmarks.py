@@ -153,7 +153,7 @@ def streaming(result: Mapping[str, Any]) -> list[str]:
     endings = {0: "", 130: "interrupted"}
     lines = [
         (
-            "compression " + name if name in ("interrupted", "resumed", "uninterrupted") else name,
+            name,
             f"{stage['peak_memory_bytes'] / 1e9:.2f} GB",
             endings.get(stage["exit_code"], f"exit code {stage['exit_code']}"),
         )

@@ -54,7 +54,7 @@ def test_an_interrupt_that_changes_a_file_is_said():
     result = {
         "parameters": 10**9,
         "file_bytes": 4 * 10**8,
-        "interrupted": stage,
+        "compression interrupted": stage,
         "decompress": {**stage, "exit_code": 0},
     }
     for identical, words in ((True, "byte for byte"), (False, "**Without"), (None, "not compared")):
