@@ -41,8 +41,8 @@ class Learned:
 
 
 CHUNK = 1
-"""Steps between two saved states, compiled as one loop. With more than one, XLA:CPU (jaxlib 0.10.2, 2 cores) comes to a
-standstill on matrices of real models, all of its threads waiting; the steps are the same."""
+"""Steps between two visits of the host, compiled as one loop. With more than one, XLA:CPU (jaxlib 0.10.2, 2 cores)
+comes to a standstill on matrices of real models, all of its threads waiting; the steps are the same."""
 
 
 def first_parameters(config: ModelConfig, start: Coordinates, settings: LearnSettings) -> Parameters:
