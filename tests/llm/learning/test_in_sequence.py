@@ -30,7 +30,7 @@ def test_inputs_that_did_not_change_keep_their_cost(
     assert not any(isinstance(network.stored_transform(n), Identity) for n in names)
     seen = {n: sandwich(Inverse(network.stored_transform(n)), network.input_moment(n)) for n in names}
     found = {}
-    monkeypatch.setattr(Factors, "of", lambda _, n, moment: found.setdefault(n, moment))
+    monkeypatch.setattr(Factors, "of", lambda _, n, moment: found.setdefault(n, moment()))
     _factors(tmp_path, network, lambda: seen, damping=0.01)
     for n in names:
         expected = network.sensitivity(n).hessian
