@@ -26,6 +26,7 @@ from .estimates import Estimates
 from .factors import Factors
 from .finishing import FinishSettings, Target, Tuned, cut_shorter, finish, predict
 from .model_files import open_model, write_model
+from .plan import RateOutOfReachError
 from .sequential import Code, code_in_sequence
 from .settings import Settings
 from .sizes import Sizes, linear_bits
@@ -167,16 +168,19 @@ class Maker:
             return look(target_bits=3.0 * compressor.num_linear_weights)
         look = functools.partial(look, pilot=compressor.pilot, near=self._near)
         if goal.kind == "bits":
-            linear = [name for name in plans if is_linear(name)]
-            return look(target_bits=goal.value * compressor.num_linear_weights - compressor.side_info_bits(linear))
-        rest = sum(coded.num_bytes for coded in encode_rest(compressor.network, gains=True).values())
-        side_info = 8 * rest + compressor.side_info_bits(tuple(plans))
-        if 8 * goal.value <= side_info:
+            counted, rest, unit = is_linear, 0, compressor.num_linear_weights
+        else:
+            counted, unit = functools.partial(operator.contains, plans), 8
+            rest = sum(coded.num_bytes for coded in encode_rest(compressor.network, gains=True).values())
+        side_info = 8 * rest + compressor.side_info_bits([name for name in plans if counted(name)])
+        try:
+            return look(target_bits=unit * goal.value - side_info, target=counted)
+        except RateOutOfReachError as error:
+            least, most = (goal.describe((side_info + bits) / unit) for bits in (0, error.most_bits))
             raise OccError(
-                f"--bytes {goal.value:.0f} cannot be reached: beside the indices the file holds "
-                f"about {side_info / 8:.0f} bytes; choose more"
-            )
-        return look(target_bits=8 * goal.value - side_info, target=functools.partial(operator.contains, plans))
+                f"--{goal.kind} {goal.value:.12g} cannot be reached: with these settings the model takes from about "
+                f"{least} to about {most}"
+            ) from error
 
     def _allocation(self, step: float) -> Allocation:
         estimated = self._estimated(step)

@@ -142,13 +142,28 @@ def expected_bits(plans: Sequence[MatrixPlan], class_bits: Float[np.ndarray, " c
     return float(total)
 
 
+class RateOutOfReachError(ValueError):
+    """Indices cannot take the bits that were asked for.
+
+    Attributes:
+        most_bits: what they take at most, all together; the least is nothing.
+    """
+
+    def __init__(self, target_bits: float, num_weights: int, most_bits_per_weight: float):
+        super().__init__(
+            f"{target_bits / num_weights:.3f} bits per weight for the indices cannot be reached: beside the side "
+            f"information the range is above 0 and up to {most_bits_per_weight:.1f}"
+        )
+        self.most_bits = num_weights * most_bits_per_weight
+
+
 def solve_step(
     plans: Sequence[MatrixPlan], class_bits: Float[np.ndarray, " classes"], target_bits: float, start: float = 1.0
 ) -> float:
     """The global constant at which some matrices are expected to take ``target_bits`` bits.
 
     Raises:
-        ValueError: no constant does; the message says what can be reached.
+        RateOutOfReachError: no constant does.
     """
     low, high = start, start
     for _ in range(200):
@@ -159,11 +174,7 @@ def solve_step(
         else:
             break
     else:
-        weights = sum(plan.num_weights for plan in plans)
-        raise ValueError(
-            f"{target_bits / weights:.3f} bits per weight for the indices cannot be reached: beside the side "
-            f"information the range is above 0 and up to {class_bits.max():.1f}"
-        )
+        raise RateOutOfReachError(target_bits, sum(plan.num_weights for plan in plans), float(class_bits.max()))
     for _ in range(60):
         middle = float(np.sqrt(low * high))
         low, high = (middle, high) if expected_bits(plans, class_bits, middle) > target_bits else (low, middle)

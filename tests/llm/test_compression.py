@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 
 import jax
 import numpy as np
@@ -254,8 +255,23 @@ def test_bytes_are_met(toy, toy_statistics, tmp_path):
     result = compress(toy, tmp_path / "b", toy_statistics, Settings(bytes=goal, states=1))
     assert (tmp_path / "b" / CONTAINER).stat().st_size == pytest.approx(goal, rel=0.005)
     assert result.step > 0.01
-    with pytest.raises(OccError, match=r"--bytes 300 cannot be reached.*holds about \d+ bytes; choose more"):
-        compress(toy, tmp_path / "c", toy_statistics, Settings(bytes=300))
+
+
+@pytest.mark.parametrize(
+    ("goal", "unit"),
+    [
+        *(({"bits": bits}, "bits per linear weight") for bits in (0.01, 15.5)),
+        *(({"bytes": size}, "bytes") for size in (300, 10**8)),
+    ],
+)
+def test_a_size_out_of_reach_is_refused_with_the_range_in_its_own_unit(goal, unit, toy, toy_statistics, tmp_path):
+    ((kind, value),) = goal.items()
+    with pytest.raises(OccError, match=rf"^--{kind} {value} cannot be reached") as refused:
+        compress(toy, tmp_path / "out", toy_statistics, Settings(**goal, states=1))
+    least, most = (float(n) for n in re.findall(rf"about ([\d.]+) {unit}", str(refused.value)))
+    assert 0 < least < most
+    assert not least <= value <= most
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("goal", [{"bits": 2.5}, {"bytes": 17_000}])
