@@ -53,8 +53,11 @@ def row_sensitivity(name: str, statistics: Statistics) -> Float[np.ndarray, " d_
     """The rows' part of the sensitivity of a linear layer or head, without the second moment of its inputs.
 
     Rows that never mattered on the text are kept from being thrown away altogether; where none did, all are alike.
+
+    Raises:
+        ValueError: the Fisher information is not finite; the message names the layer.
     """
-    fisher = or_alike(np.asarray(statistics.fisher(name), np.float64))
+    fisher = or_alike(_finite(f"the Fisher information of the outputs of {name}", statistics.fisher(name)))
     return np.maximum(fisher, 1e-3 * fisher.mean())
 
 
@@ -71,6 +74,13 @@ def or_alike(fisher: Float[np.ndarray, "*outputs"]) -> Float[np.ndarray, "*outpu
     return np.ones_like(fisher) if fisher.ndim == 1 else np.eye(len(fisher), dtype=fisher.dtype)
 
 
+def _finite(what: str, found: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+    found = np.asarray(found, np.float64)
+    if not np.isfinite(found).all():
+        raise ValueError(f"{what} is not finite: calibrate again")
+    return found
+
+
 def _of_outputs(name: str, statistics: Statistics) -> Sensitivity:
     return Sensitivity(hessian=statistics.error_moment(name), rows=row_sensitivity(name, statistics))
 
@@ -82,5 +92,6 @@ def _of_embedding(statistics: Statistics) -> Sensitivity:
     if not statistics.config.tie_word_embeddings:
         return Sensitivity(hessian=entry, rows=frequency)
     head = _of_outputs(HEAD, statistics)
-    form = product_of_sums(np.stack([frequency, head.rows]), np.stack([entry, head.hessian]))
+    costs = _finite(f"what errors of {EMBEDDING} cost", np.stack([entry, head.hessian]))
+    form = product_of_sums(np.stack([frequency, head.rows]), costs)
     return Sensitivity(hessian=form.moment.astype(np.float32), rows=form.rows)
