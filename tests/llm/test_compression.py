@@ -135,6 +135,19 @@ def test_two_runs_are_identical_and_another_device_count_decodes_the_same(toy, t
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("output_feedback", ["never", "always"])
+def test_one_device_and_four_make_the_same_file(output_feedback, toy, toy_statistics, tmp_path, monkeypatch):
+    settings = Settings(bits=2.5, states=4, output_feedback=output_feedback, finish="never")
+    devices = jax.devices()
+    assert len(devices) == 4
+    files = set()
+    for count in (1, 4):
+        monkeypatch.setattr(jax, "devices", lambda count=count: devices[:count])
+        compress(toy, tmp_path / str(count), toy_statistics, settings)
+        files.add((tmp_path / str(count) / CONTAINER).read_bytes())
+    assert len(files) == 1
+
+
 @pytest.mark.parametrize("coordinates", ["identity", "hadamard"])
 def test_an_interrupted_compression_goes_on_and_ends_in_the_same_bytes(toy, toy_statistics, tmp_path, coordinates):
     settings, done = Settings(step=0.01, states=1, coordinates=coordinates), []
