@@ -61,13 +61,21 @@ class Draws:
 
     Attributes:
         row: named after the basis, with the mean of every number.
-        number: of draws; one of what is not random.
-        spread: standard deviation of the divergence between draws; zero of one.
+        draws: the files; one of what is not random.
     """
 
     row: Row
-    number: int
-    spread: float
+    draws: tuple[Row, ...]
+
+    @property
+    def number(self) -> int:
+        """How many files there are."""
+        return len(self.draws)
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the divergence between draws; zero of one."""
+        return float(np.std([row.kl_mean for row in self.draws], ddof=1)) if self.number > 1 else 0.0
 
 
 def over_draws(rows: Sequence[Row]) -> list[Draws]:
@@ -107,14 +115,13 @@ def _basis(row: Row) -> str:
 
 def _together(name: str, rows: Sequence[Row]) -> Draws:
     if len(rows) == 1:
-        return Draws(row=dataclasses.replace(rows[0], coordinates=name), number=1, spread=0.0)
+        return Draws(row=dataclasses.replace(rows[0], coordinates=name), draws=tuple(rows))
     fields = "linear_bits_per_weight", "file_bytes", "perplexity", "kl_mean", "kl_se", "seconds"
     means = {field: float(np.mean([getattr(row, field) for row in rows])) for field in fields}
     same = len({len(row.kl_windows) for row in rows}) == 1
     windows = tuple(np.mean([row.kl_windows for row in rows], axis=0).tolist()) if same else ()
     means |= {"file_bytes": round(means["file_bytes"]), "kl_windows": windows, "coordinates": name}
-    spread = float(np.std([row.kl_mean for row in rows], ddof=1))
-    return Draws(row=dataclasses.replace(rows[0], **means), number=len(rows), spread=spread)
+    return Draws(row=dataclasses.replace(rows[0], **means), draws=tuple(rows))
 
 
 def paired_change(row: Row, others: Sequence[Row]) -> tuple[float, float] | None:
@@ -125,15 +132,23 @@ def paired_change(row: Row, others: Sequence[Row]) -> tuple[float, float] | None
         others: the files to compare it with.
 
     Returns:
-        The change and its standard error over windows, both as shares of the others' mean divergence; the error takes
-        that mean as it is. ``None`` where fewer than two windows were kept, or not the same number for all.
+        The change and its standard error, both as shares of the others' mean divergence: over windows and, of several
+        others, which are draws of one basis, over these, too. ``None`` where fewer than two windows were kept, or not
+        the same number for all.
     """
     windows = [row.kl_windows, *(other.kl_windows for other in others)]
     if len({len(w) for w in windows}) != 1 or len(row.kl_windows) < 2 or not others:
         return None
-    own, baseline = np.asarray(windows[0]), np.mean(windows[1:], axis=0)
+    own, draws = np.asarray(windows[0]), np.asarray(windows[1:])
+    baseline = draws.mean(0)
     difference = (own - baseline) / baseline.mean()
-    return float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(difference.size))
+    change, of_windows = float(difference.mean()), _standard_error(difference)
+    of_draws = _standard_error(draws.mean(1)) / baseline.mean() if len(draws) > 1 else 0.0
+    return change, float(np.hypot(of_windows, (1 + change) * of_draws))
+
+
+def _standard_error(values: Float[np.ndarray, " n"]) -> float:
+    return float(values.std(ddof=1) / np.sqrt(values.size))
 
 
 def bytes_at_kl(rows: Sequence[Row], kl: float) -> float | None:
@@ -146,6 +161,30 @@ def bytes_at_kl(rows: Sequence[Row], kl: float) -> float | None:
     logs, sizes = [log for log, _ in points], [size for _, size in points]
     weights = _neighbours(float(np.log(kl)), logs, logs)
     return None if weights is None else float(weights @ sizes)
+
+
+def change_of_bytes(row: Row, curve: Sequence[Row]) -> tuple[float, float | None] | None:
+    """Relative change of the size of a file against what a curve needs for its divergence.
+
+    Returns:
+        The change, and its standard error by the jackknife over windows (Efron and Stein, "The jackknife estimate of
+        variance", 1981): every comparison is made without each window, of the file and of the curve. ``None`` in the
+        place of either where :func:`bytes_at_kl` says nothing, or no windows were kept.
+    """
+    needed = bytes_at_kl(curve, row.kl_mean)
+    if needed is None:
+        return None
+    number = len(row.kl_windows)
+    if number < 2 or {len(other.kl_windows) for other in curve} != {number}:
+        return row.file_bytes / needed - 1, None
+    without = [bytes_at_kl([_without(i, other) for other in curve], _without(i, row).kl_mean) for i in range(number)]
+    found = [row.file_bytes / size - 1 for size in without if size is not None]
+    error = _standard_error(np.asarray(found)) * (number - 1) if len(found) == number else None
+    return row.file_bytes / needed - 1, error
+
+
+def _without(window: int, row: Row) -> Row:
+    return dataclasses.replace(row, kl_mean=float(np.delete(row.kl_windows, window).mean()))
 
 
 def kl_at_bytes(rows: Sequence[Row], file_bytes: float | int) -> float | None:

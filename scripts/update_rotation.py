@@ -11,21 +11,24 @@
     python scripts/update_rotation.py            # rewrites the tables of both pages
     python scripts/update_rotation.py --check    # exit code 1 unless the pages say what the record says
 
-Integers of one width have one size, so their divergences are compared directly, with standard errors of the paired
-differences over windows. Entropy-coded files are compared by the bytes that they need at equal divergence, and by their
-divergence at equal bytes with the standard error of paired differences (log KL linear in bytes between neighbours that
-are not far apart, nothing extrapolated). Several draws of random coordinates are one line with their spread. A page
-keeps everything outside of its two markers.
+Integers of one width are compared directly, with standard errors of the paired differences over windows and over the
+draws of the random basis. Their files differ by what the bases take, less than half a percent: one column more has the
+divergence at the size of each, along the line through the Hadamard's files of this and the next width. Entropy-coded
+files are compared by the bytes that they need at equal divergence, with the standard error of a jackknife over windows,
+and by their divergence at equal bytes with the standard error of paired differences (log KL linear in bytes between
+neighbours that are not far apart, nothing extrapolated). Several draws of random coordinates are one line with their
+spread. A page keeps everything outside of its two markers.
 """
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tyro
-from occ_llm.results import Draws, Row, bytes_at_kl, change_at_bytes, over_draws, paired_change
+from occ_llm.results import Draws, Row, change_at_bytes, change_of_bytes, over_draws, paired_change
 from pages import table, update_pages
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,7 +42,8 @@ PAGES: Mapping[str, Mapping[str, Any]] = {
         "integers": "### Integers with shared scales",
         "coded": "### Entropy-coded files",
         "integer columns": (
-            "quantizer", "bits per linear weight", "coordinates", "perplexity", "KL ± se", "against the mean Hadamard",
+            "quantizer", "bits per linear weight", "coordinates", "file bytes", "perplexity", "KL ± se",
+            "against the mean Hadamard", "at its bytes",
         ),
         "coded columns": ("quantizer", "coordinates", "bits per linear weight", "file bytes", "perplexity", "KL ± se",
                           "bytes against the best fixed coordinates at this KL", "KL against the best at these bytes"),
@@ -51,7 +55,8 @@ PAGES: Mapping[str, Mapping[str, Any]] = {
         "integers": "### 스케일을 공유하는 정수",
         "coded": "### 엔트로피 부호화한 파일",
         "integer columns": (
-            "양자화기", "선형 가중치당 비트", "좌표계", "퍼플렉시티", "KL ± 표준 오차", "Hadamard 평균 대비",
+            "양자화기", "선형 가중치당 비트", "좌표계", "파일 바이트", "퍼플렉시티", "KL ± 표준 오차",
+            "Hadamard 평균 대비", "같은 바이트에서",
         ),
         "coded columns": ("양자화기", "좌표계", "선형 가중치당 비트", "파일 바이트", "퍼플렉시티", "KL ± 표준 오차",
                           "같은 KL에서 가장 좋은 고정 좌표계 대비 바이트",
@@ -71,10 +76,12 @@ class IntegerLine:
     Attributes:
         files: over the draws of the coordinates.
         change: of the divergence against the mean over the draws of the Hadamard basis, with its standard error.
+        at_bytes: the same change against such a basis at the size of this file.
     """
 
     files: Draws
     change: tuple[float, float] | None
+    at_bytes: float | None
 
 
 def grouped(files: Sequence[Draws], key: Callable[[Row], Any]) -> dict[Any, list[Draws]]:
@@ -85,12 +92,34 @@ def grouped(files: Sequence[Draws], key: Callable[[Row], Any]) -> dict[Any, list
 def compare_integers(files: Sequence[Draws]) -> Iterator[IntegerLine]:
     """Divergences at each size, best last: every basis against the mean over the draws of the Hadamard basis."""
     ordered = sorted(files, key=lambda f: (f.row.quantizer, f.row.feedback, -f.row.linear_bits_per_weight))
-    sizes = grouped(ordered, lambda r: (r.quantizer, r.feedback, round(r.linear_bits_per_weight)))
-    for alike in sizes.values():
-        drawn = [f.row for f in alike if f.row.coordinates == "hadamard"]
-        for one in sorted(alike, key=lambda f: -f.row.kl_mean):
-            change = None if one.row.coordinates in RANDOM else paired_change(one.row, drawn)
-            yield IntegerLine(files=one, change=change)
+    for alike in grouped(ordered, lambda r: (r.quantizer, r.feedback)).values():
+        drawn = [f for f in alike if f.row.coordinates == "hadamard"]
+        for same_size in grouped(alike, lambda r: round(r.linear_bits_per_weight)).values():
+            basis = next((f for f in drawn if f in same_size), None)
+            for one in sorted(same_size, key=lambda f: -f.row.kl_mean):
+                compared = None if basis is None or one.row.coordinates in RANDOM else basis
+                change = None if compared is None else paired_change(one.row, compared.draws)
+                there = (
+                    None if change is None else at_own_size(change[0], one.row, compared.row, [f.row for f in drawn])
+                )
+                yield IntegerLine(files=one, change=change, at_bytes=there)
+
+
+def at_own_size(change: float, row: Row, basis: Row, curve: Sequence[Row]) -> float | None:
+    """A change of the divergence against files of a basis, as if these were as large as the file that changes it.
+
+    Args:
+        change: against ``basis``.
+        row: the file.
+        basis: of nearly its size.
+        curve: the files of the basis; its neighbour there says what bytes are worth.
+    """
+    others = [other for other in curve if other is not basis]
+    if not others:
+        return None
+    near = min(others, key=lambda other: abs(other.file_bytes - basis.file_bytes))
+    slope = math.log(near.kl_mean / basis.kl_mean) / (near.file_bytes - basis.file_bytes)
+    return (1 + change) * math.exp(slope * (basis.file_bytes - row.file_bytes)) - 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,12 +128,13 @@ class CodedLine:
 
     Attributes:
         files: the file, or the mean over the draws of its coordinates.
-        bytes: best fixed basis at its divergence, and its bytes over those of that basis, less one.
+        bytes: best fixed basis at its divergence, and its bytes over those of that basis, less one, with a standard
+            error.
         kl: best fixed basis at its size, and the change of its divergence against that, with a standard error.
     """
 
     files: Draws
-    bytes: tuple[str, float] | None
+    bytes: tuple[str, tuple[float, float | None]] | None
     kl: tuple[str, tuple[float, float]] | None
 
 
@@ -117,11 +147,11 @@ def compare_coded(files: Sequence[Draws]) -> Iterator[CodedLine]:
         for one in alike:
             row = one.row
             others = {name: curve for name, curve in curves.items() if name != row.coordinates}
-            sizes = {n: row.file_bytes / size - 1 for n, c in others.items() if (size := bytes_at_kl(c, row.kl_mean))}
+            sizes = {n: change for n, c in others.items() if (change := change_of_bytes(row, c))}
             changes = {n: change for n, c in others.items() if (change := change_at_bytes(row, c))}
             yield CodedLine(
                 files=one,
-                bytes=max(sizes.items(), key=lambda item: item[1], default=None),
+                bytes=max(sizes.items(), key=lambda item: item[1][0], default=None),
                 kl=max(changes.items(), key=lambda item: item[1], default=None),
             )
 
@@ -151,9 +181,11 @@ def _integer_cells(files: Sequence[Draws], words: Mapping[str, Any]) -> Iterator
             f"{row.quantizer}, {words['feedback'][row.feedback]}",
             f"{row.linear_bits_per_weight:.3f}",
             _place(line.files, words),
+            f"{row.file_bytes:,}",
             _perplexity(row.perplexity),
             f"{row.kl_mean:.4f} ± {row.kl_se:.4f}",
             _change(line.change),
+            "" if line.at_bytes is None else f"{line.at_bytes:+.1%}",
         )
 
 
@@ -167,7 +199,7 @@ def _coded_cells(files: Sequence[Draws], words: Mapping[str, Any]) -> Iterator[t
             f"{row.file_bytes:,}",
             _perplexity(row.perplexity),
             f"{row.kl_mean:.4f} ± {row.kl_se:.4f}",
-            "" if line.bytes is None else f"{line.bytes[1]:+.1%} ({line.bytes[0]})",
+            "" if line.bytes is None else f"{_change(line.bytes[1])} ({line.bytes[0]})",
             "" if line.kl is None else f"{_change(line.kl[1])} ({line.kl[0]})",
         )
 
@@ -177,8 +209,10 @@ def _place(files: Draws, words: Mapping[str, Any]) -> str:
     return place if files.number == 1 else words["draws"].format(place=place, draws=files.number, spread=files.spread)
 
 
-def _change(change: tuple[float, float] | None) -> str:
-    return "" if change is None else f"{change[0]:+.1%} ± {change[1]:.1%}"
+def _change(change: tuple[float, float | None] | None) -> str:
+    if change is None:
+        return ""
+    return f"{change[0]:+.1%}" if change[1] is None else f"{change[0]:+.1%} ± {change[1]:.1%}"
 
 
 def _perplexity(value: float) -> str:

@@ -2,6 +2,7 @@
 
 import xml.etree.ElementTree as ET
 
+import numpy as np
 import pytest
 from occ_llm.figures import bench_figure, rate_distortion_figure
 from occ_llm.results import (
@@ -10,6 +11,7 @@ from occ_llm.results import (
     best_series,
     bytes_at_kl,
     change_at_bytes,
+    change_of_bytes,
     kl_at_bytes,
     over_draws,
     paired_change,
@@ -128,6 +130,36 @@ def test_changes_are_paired_by_window():
     )
     assert paired_change(mine, [row("identity", 100, 1.0, kl_windows=(0.9, 1.0, 1.1))]) is None
     assert paired_change(mine, []) is None
+
+
+def test_the_mean_of_draws_has_an_error_of_its_own():
+    """With no error over windows, what is left is that of a mean of three draws, as a share of what has changed."""
+    draws = [row("hadamard", 100, kl, kl_windows=(kl, kl)) for kl in (0.9, 1.0, 1.1)]
+    change, error = paired_change(row("learned", 100, 0.5, kl_windows=(0.5, 0.5)), draws)
+    assert (change, error) == (pytest.approx(-0.5), pytest.approx(0.5 * 0.1 / 3**0.5))
+
+
+def test_a_change_of_bytes_has_the_error_of_its_change_of_divergence():
+    """The delta method on the same windows: bytes go with the logarithm of the divergence."""
+    rng, windows = np.random.default_rng(0), 400
+    text = rng.lognormal(0.0, 0.3, windows)
+    curve = [
+        row("identity", size, float(kl.mean()), kl_windows=tuple(kl))
+        for size, kl in ((1000, 0.4 * text), (2000, 0.1 * text))
+    ]
+    own = 0.18 * text * (1 + 0.05 * rng.standard_normal(windows))
+    mine = row("learned", 1500, float(own.mean()), kl_windows=tuple(own))
+    change, error = change_of_bytes(mine, curve)
+    at_kl = bytes_at_kl(curve, mine.kl_mean)
+    assert change == pytest.approx(1500 / at_kl - 1)
+    ratio = own / mine.kl_mean - text / text.mean()  # influence of each window on the logarithm of the quotient
+    of_log = ratio.std(ddof=1) / windows**0.5
+    assert error == pytest.approx(1500 / at_kl**2 * of_log * 1000 / np.log(4), rel=0.02)
+
+
+def test_without_windows_a_change_of_bytes_has_no_error():
+    assert change_of_bytes(row("learned", 180, 0.1), CURVE) == (pytest.approx(-0.1), None)
+    assert change_of_bytes(row("learned", 180, 0.5), CURVE) is None
 
 
 def test_a_curve_is_compared_at_the_size_of_a_file():
