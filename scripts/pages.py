@@ -84,3 +84,15 @@ def update_pages(
             sys.exit(f"{name} does not say what {record} says: run `{command}`")
         if not check:
             (root / name).write_text(due, encoding="utf-8")
+
+
+def changed(change: tuple[float, float | None] | None) -> str:
+    """A relative change with its standard error, where there are such.
+
+    Example:
+        >>> changed((-0.031, 0.002)), changed((0.5, None)), changed(None)
+        ('-3.1% ± 0.2%', '+50.0%', '')
+    """
+    if change is None:
+        return ""
+    return f"{change[0]:+.1%}" if change[1] is None else f"{change[0]:+.1%} ± {change[1]:.1%}"

@@ -17,8 +17,18 @@ from typing import Annotated, Any
 
 import tyro
 from occ_llm.figures import bench_figure
-from occ_llm.results import LARGEST_RATIO, Draws, Row, bytes_at_kl, is_same_rate, over_draws, series_of
-from pages import exit_checked, table
+from occ_llm.results import (
+    LARGEST_RATIO,
+    Draws,
+    Row,
+    bytes_at_kl,
+    change_at_bytes,
+    change_of_bytes,
+    is_same_rate,
+    over_draws,
+    series_of,
+)
+from pages import changed, exit_checked, table
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD, PAGE, FIGURE = (Path("docs/results") / name for name in ("bench.json", "bench.md", "bench.svg"))
@@ -124,6 +134,7 @@ def page(record: dict[str, Any]) -> str:
         cells = (_cells(one, reference) for one in sorted(group, key=lambda f: f.row.kl_mean))
         lines += ["", f"## About {rate:g} bits", "", table(_COLUMNS, cells, names=2)]
     lines += ["", *_equal_quality([one.row for one in files])]
+    lines += _parts([one.row for one in files])
     lines += _distance_table(record.get("distances", ()))
     return "\n".join(lines) + "\n"
 
@@ -174,6 +185,67 @@ def _equal_quality(rows: Sequence[Row]) -> list[str]:
         f"{LARGEST_RATIO:.0f} or less $\\log$ KL is taken as linear in bytes; nothing is extrapolated.",
         "",
         table(("curve", *(f"KL {kl:.3g}" for kl in targets)), reached),
+    ]
+
+
+_PARTS = (
+    ("feedback", ("scalar", False), ("scalar", True)),
+    ("a trellis of 8 states", ("scalar", True), ("trellis 8", True)),
+    ("32 states in the place of 8", ("trellis 8", True), ("trellis 32", True)),
+    ("256 states in the place of 32", ("trellis 32", True), ("trellis 256", True)),
+    ("feedback along the outputs", ("trellis 8", True), ("trellis 8, outputs", True)),
+    ("tuning afterwards", ("trellis 8", True), ("trellis 8, finished", True)),
+    ("tuning, after feedback along the outputs", ("trellis 8, outputs", True), ("trellis 8, outputs, finished", True)),
+    ("blocks in sequence", ("trellis 8", True), ("trellis 8, sequential", True)),
+    ("corrected sensitivities", ("trellis 8", True), ("trellis 8, corrected", True)),
+)
+"""What is called so, the quantizer (and whether it has feedback) without it, and the one with it."""
+
+_WHOLE, _APART = "trellis 8", "trellis 8, embedding in 8 bits"
+
+
+def _parts(rows: Sequence[Row]) -> list[str]:
+    """What each part of the compressor is worth by itself, in original coordinates."""
+    curves: dict[tuple[str, bool], list[Row]] = {}
+    for row in rows:
+        if row.coordinates == "identity":
+            curves.setdefault((row.quantizer, row.feedback), []).append(row)
+    lines = [
+        (part, f"{row.linear_bits_per_weight:.2f}", changed(change_of_bytes(row, curve)), changed(kl))
+        for part, without, having in _PARTS
+        if (curve := curves.get(without))
+        for row in curves.get(having, ())
+        if (kl := change_at_bytes(row, curve)) is not None
+    ]
+    if not lines:
+        return []
+    return [
+        "",
+        "## What each part is worth",
+        "",
+        "In original coordinates, each file against the curve of the same without that part: bytes at equal divergence",
+        "with the standard error of a jackknife over windows, and divergence at equal bytes with that of the paired",
+        "differences.",
+        "",
+        table(("part", "bits per linear weight", "bytes at equal KL", "KL at equal bytes"), lines),
+        *_dial(curves.get((_WHOLE, True), []), curves.get((_APART, True), [])),
+    ]
+
+
+def _dial(whole: Sequence[Row], apart: Sequence[Row]) -> list[str]:
+    """What coding the embedding by the same constant as everything else saves of whole files."""
+    saved = [
+        f"{change / (1 + change):.1%} ± {error / (1 + change) ** 2:.1%} at a KL of {row.kl_mean:.3g}"
+        for row in apart
+        if (found := change_of_bytes(row, whole)) is not None and found[1] is not None
+        for change, error in [found]
+    ]
+    if not saved:
+        return []
+    return [
+        "",
+        "With the embedding coded under the same constant as the linear layers, the whole file is smaller than one",
+        f"with the embedding in 8 bits (both with 8 states) by {'; '.join(saved)}.",
     ]
 
 

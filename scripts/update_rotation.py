@@ -29,7 +29,7 @@ from typing import Any
 
 import tyro
 from occ_llm.results import Draws, Row, change_at_bytes, change_of_bytes, over_draws, paired_change
-from pages import table, update_pages
+from pages import changed, table, update_pages
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = Path("docs/results/bench.json")
@@ -184,7 +184,7 @@ def _integer_cells(files: Sequence[Draws], words: Mapping[str, Any]) -> Iterator
             f"{row.file_bytes:,}",
             _perplexity(row.perplexity),
             f"{row.kl_mean:.4f} ± {row.kl_se:.4f}",
-            _change(line.change),
+            changed(line.change),
             "" if line.at_bytes is None else f"{line.at_bytes:+.1%}",
         )
 
@@ -199,20 +199,14 @@ def _coded_cells(files: Sequence[Draws], words: Mapping[str, Any]) -> Iterator[t
             f"{row.file_bytes:,}",
             _perplexity(row.perplexity),
             f"{row.kl_mean:.4f} ± {row.kl_se:.4f}",
-            "" if line.bytes is None else f"{_change(line.bytes[1])} ({line.bytes[0]})",
-            "" if line.kl is None else f"{_change(line.kl[1])} ({line.kl[0]})",
+            "" if line.bytes is None else f"{changed(line.bytes[1])} ({line.bytes[0]})",
+            "" if line.kl is None else f"{changed(line.kl[1])} ({line.kl[0]})",
         )
 
 
 def _place(files: Draws, words: Mapping[str, Any]) -> str:
     place = files.row.coordinates
     return place if files.number == 1 else words["draws"].format(place=place, draws=files.number, spread=files.spread)
-
-
-def _change(change: tuple[float, float | None] | None) -> str:
-    if change is None:
-        return ""
-    return f"{change[0]:+.1%}" if change[1] is None else f"{change[0]:+.1%} ± {change[1]:.1%}"
 
 
 def _perplexity(value: float) -> str:

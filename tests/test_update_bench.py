@@ -79,6 +79,25 @@ def test_rows_are_added_to_a_record_in_the_place_of_older_ones(bench):
         script.merged({**found, "reference_perplexity": 20.1}, found)
 
 
+def test_every_part_is_compared_with_the_curve_without_it(bench):
+    record = script.take_over(bench)
+    saving = {**row("trellis 8, outputs", 2.25, 0.2), "kl_windows": [0.18, 0.22]}
+    page = script.page({**record, "rows": [*record["rows"], saving]})
+    # At a divergence of 0.2 the trellis needs 25 MB, and at 22.5 MB it has 0.4 / 2 ** 0.5; each of two windows changes
+    # by a tenth, and bytes by 10 MB for a factor of four. At 30 MB the scalar curve has 0.4 / 4 ** 0.4.
+    assert "| feedback along the outputs | 2.25 | -10.0% ± 2.6% | -29.3% ± 7.1% |" in page
+    assert "| a trellis of 8 states | 3.00 | -20.0% ± 0.0% | -56.5% ± 0.0% |" in page
+    assert "blocks in sequence" not in page, "not measured"
+
+
+def test_the_dial_is_compared_with_an_embedding_apart(bench):
+    record = script.take_over(bench)
+    apart = row("trellis 8, embedding in 8 bits", 5.0, 0.2)
+    page = script.page({**record, "rows": [*record["rows"], apart]})
+    assert "smaller than one with the embedding in 8 bits" in " ".join(page.split())
+    assert "by 50.0% ± 0.0% at a KL of 0.2." in page
+
+
 def test_one_rate_is_one_wherever_it_lies(bench):
     """What was made again at the other side of a rounded digit replaces, and two near rates that were asked for stay."""
     rows = [row("scalar", bits, kl) for bits, kl in ((2.249, 0.5), (2.251, 0.4), (2.0, 0.6), (2.04, 0.55))]
