@@ -62,7 +62,7 @@ def main(
     text: Path | None = None,
     windows: int = 32,
     length: int = 1024,
-    fisher_windows: int = 8,
+    fisher_windows: int = 16,
     seed: int = 0,
 ) -> None:
     """Print the table and the JSON line.

@@ -10,55 +10,20 @@ one JSON object with peak memory in bytes and seconds of every stage.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
-import os
 import signal
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 
 import tyro
 from occ_llm.checkpoints import load_checkpoint, write_hf_directory
 from occ_llm.checkpoints.compressed import CONTAINER
 from random_model import TINYLLAMA, random_weights
+from stages import stage
 
 SHARD_BYTES = 500_000_000
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Stage:
-    """One process.
-
-    Attributes:
-        exit_code: 0, or 130 after an interrupt.
-        seconds: wall time.
-        peak_memory_bytes: largest resident set.
-    """
-
-    exit_code: int
-    seconds: float
-    peak_memory_bytes: int
-
-
-def stage(cache: Path, *arguments: str | Path, interrupt_after: float | None = None) -> Stage:
-    """Run ``occ`` with these arguments."""
-    environment = os.environ | {"XDG_CACHE_HOME": str(cache)}
-    command = [sys.executable, "-m", "occ_llm.cli", *map(str, arguments)]
-    print("occ", *arguments, file=sys.stderr)
-    start = time.perf_counter()
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-    if interrupt_after is not None:
-        time.sleep(interrupt_after)
-        os.kill(process.pid, signal.SIGINT)  # one that has ended is not waited for yet, so its usage is not lost
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    seconds = time.perf_counter() - start
-    result = Stage(exit_code=process.returncode, seconds=seconds, peak_memory_bytes=usage.ru_maxrss * 1024)
-    print(f"  {result}", file=sys.stderr)
-    return result
 
 
 def digest(path: Path) -> str:
@@ -95,7 +60,8 @@ def main(
     config = dataclasses.replace(TINYLLAMA, num_layers=layers)
     with tempfile.TemporaryDirectory(prefix="occ-streaming-", dir=work) as scratch:
         place = Path(scratch)
-        model, cache = place / "model", place / "cache"
+        model = place / "model"
+        run = functools.partial(stage, environment={"XDG_CACHE_HOME": str(place / "cache")})
         write_hf_directory(
             model,
             config=config,
@@ -108,13 +74,13 @@ def main(
         calibration = ["--calibration-windows", str(windows)]
         measured = place / "statistics.safetensors"
         calibrate = ["calibrate", *calibration, model, measured]
-        stages = {"calibration interrupted": stage(cache, *calibrate, interrupt_after=interrupt_calibration_after)}
-        stages["calibration resumed"] = stage(cache, *calibrate)
+        stages = {"calibration interrupted": run(*calibrate, interrupt_after=interrupt_calibration_after)}
+        stages["calibration resumed"] = run(*calibrate)
         calibration += ["--statistics", str(measured)]
         compress = ["compress", model, place / "small", *options, *calibration]
-        stages["compression interrupted"] = stage(cache, *compress, interrupt_after=interrupt_after)
-        stages["compression resumed"] = stage(cache, *compress)
-        stages["decompress"] = stage(cache, "decompress", place / "small", place / "dense", "--dtype", "bfloat16")
+        stages["compression interrupted"] = run(*compress, interrupt_after=interrupt_after)
+        stages["compression resumed"] = run(*compress)
+        stages["decompress"] = run("decompress", place / "small", place / "dense", "--dtype", "bfloat16")
         summary = {
             "benchmark": "streaming",
             "parameters": sum(w.size for w in random_weights(config).values()),
@@ -122,8 +88,8 @@ def main(
         }
         if compare:
             again = [place / "again", place / "again.safetensors"]
-            stages["calibration uninterrupted"] = stage(cache, *calibrate[:-1], again[1])
-            stages["compression uninterrupted"] = stage(cache, "compress", model, again[0], *options, *calibration)
+            stages["calibration uninterrupted"] = run(*calibrate[:-1], again[1])
+            stages["compression uninterrupted"] = run("compress", model, again[0], *options, *calibration)
             pairs = [(place / "small" / CONTAINER, again[0] / CONTAINER), (measured, again[1])]
             summary["identical"] = all(digest(one) == digest(other) for one, other in pairs)
     summary |= {name: dataclasses.asdict(result) for name, result in stages.items()}
