@@ -125,6 +125,7 @@ def page(record: dict[str, Any]) -> str:
         f"`{record['text']}` (the last 40 % of its lines) and calibrated on {record['calibration_windows']} windows of",
         f"the first 60 %. The uncompressed model has perplexity {reference:.2f}; KL is in nats per token, its standard",
         "error over windows. Draws of random coordinates are one line: their mean, and the deviation between them.",
+        "Files in `klt-inputs` have the bits of their rate beside the bases, and stand where both together lie.",
         f"Bits and bytes count all side information. Written by `{COMMAND}` from [bench.json](bench.json).",
         "[How to run it](../guides/bench.md).",
         "",

@@ -28,7 +28,7 @@ RATES = (2.0, 2.5, 3.0, 3.5)
 
 # Part of every key: to be raised when the same entry would make another file.
 _INTEGERS_PROCEDURE = 1
-_CODED_PROCEDURE = 4
+_CODED_PROCEDURE = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@ r"""The KLT of every layer's inputs, stored with the layer's matrix and counted 
 
 The eigenbasis of a layer's own second moment :math:`H` decorrelates its inputs. It does not fuse into the network
 (the residual stream has one basis for all layers that read it), so a decoder needs it: an orthogonal matrix of
-:math:`d^2` entries, about 4 bits each at :data:`BASIS_BITS`. Every matrix carries its own copy, because a file stores
+:math:`d^2` entries, about 5 bits each at :data:`BASIS_BITS`. Every matrix carries its own copy, because a file stores
 transforms tensor by tensor: ``q``, ``k`` and ``v``, which read the same inputs, store one basis three times, and so do
 ``gate`` and ``up``. What sharing would save is the copies; one basis for each kind of input would still cost several
 bits per weight.
