@@ -2,9 +2,9 @@ r"""Sensitivity, corrected by what the divergence really does where errors are l
 
 The model behind every step, :math:`D_{KL} \approx \frac12 \operatorname{tr}(G E H E^\top)`, is of second order and
 holds for small errors. At low rates some layers cost more than it says, and others less. So the network is quantized
-once, and for each group :math:`k` of matrices (one kind in one third of the depth; embedding and head by themselves)
-half of the energy of their errors is taken away, :math:`\hat W \leftarrow W + \sqrt{1/2}\, (\hat W - W)`, which by the
-model is worth half of the group's share. The ratio of the measured fall to that,
+once, and for each group :math:`k` of matrices (linear layers of one kind in one third of the depth) half of the energy
+of their errors is taken away, :math:`\hat W \leftarrow W + \sqrt{1/2}\, (\hat W - W)`, which by the model is worth half
+of the group's share. The ratio of the measured fall to that,
 
 .. math::
 
@@ -16,6 +16,10 @@ relative to the median of all groups, multiplies the Fisher information of the g
 lets expect, windows being compared in pairs, and a ratio up to :data:`LARGEST`. Half of the energy, not all: that is
 about the slope at which a group's steps are moved, and errors that happen to help or to hurt each other across groups,
 which other roundings would not repeat, count for less.
+
+Embedding and head are left out: most of their rows belong to tokens that a few windows do not contain, so the windows
+say that errors there cost little. On SmolLM2 at 2 bits their ratio was a third of the median, and to believe it raised
+the divergence on other text by a tenth at equal bytes.
 """
 
 import dataclasses
@@ -216,18 +220,18 @@ def _fisher_factor(slope: Slope, usual: float) -> float:
 
 
 def slope_groups(network: Network) -> dict[str, list[str]]:
-    """Matrices of one kind in one third of the depth, by the name of such a group."""
+    """Linear layers of one kind in one third of the depth, by the name of such a group."""
     groups: dict[str, list[str]] = {}
-    for name in network.matrices:
-        layer = layer_of(name)
-        third = "" if layer is None else f"{THIRDS[3 * layer // network.config.num_layers]} "
-        groups.setdefault(f"{third}{kind_of(name)}", []).append(name)
+    for name in filter(is_linear, network.matrices):
+        third = THIRDS[3 * (layer_of(name) or 0) // network.config.num_layers]
+        groups.setdefault(f"{third} {kind_of(name)}", []).append(name)
     return groups
 
 
 def corrected(survey: Survey, slopes: Sequence[Slope]) -> Survey:
     """The survey with the steps of every group moved."""
     groups = slope_groups(survey.network)
-    levels = {name: slope.levels for slope in slopes for name in groups[slope.group]}
-    plans = {name: plan.with_steps_moved(levels[name]) for name, plan in survey.plans.items()}
-    return dataclasses.replace(survey, plans=plans)
+    moved = {
+        name: survey.plans[name].with_steps_moved(slope.levels) for slope in slopes for name in groups[slope.group]
+    }
+    return dataclasses.replace(survey, plans=survey.plans | moved)

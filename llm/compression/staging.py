@@ -21,7 +21,7 @@ from ..checkpoints.named import sha256_of
 from .allocation import Allocation
 from .settings import Settings
 
-_PROCEDURE = 11  # part of the name of a compression: to be raised when the same settings make another file
+_PROCEDURE = 12  # part of the name of a compression: to be raised when the same settings make another file
 
 
 class Staging:

@@ -14,6 +14,7 @@ from occ_llm.model import LanguageModel
 from occ_llm.roles import linear_name
 
 from occ_jax.transforms import (
+    BlockDiagonal,
     Identity,
     PlaneRotation,
     Rotation,
@@ -34,7 +35,22 @@ FAMILIES = {
     "one group": {"num_kv_heads": 1},
     "no groups": {"num_kv_heads": 4},
 }
-PLACES = {"values": "vo", "keys": "qk", "units": ("up", "down")}
+PLACES = {
+    "values": "vo",
+    "value rotations": "vo",
+    "value factors": "vo",
+    "keys": "qk",
+    "key rotations": "qk",
+    "key factors": "qk",
+    "units": ("up", "down"),
+}
+LINKS = {
+    "value rotations": ("values", 0),
+    "value factors": ("values", 1),
+    "key rotations": ("keys", 0),
+    "key factors": ("keys", 1),
+}
+"""What a block has of its own, and one link of the chain that it is there."""
 
 
 def drawn(config, layer: int, dtype=jnp.float32) -> BlockCoordinates:
@@ -67,9 +83,15 @@ def everything(config, dtype=jnp.float32) -> Coordinates:
 
 
 def only(config, place: str, dtype) -> Coordinates:
-    whole = everything(config, dtype)
-    kept = tuple(BlockCoordinates(**{place: getattr(block, place)}) for block in whole.blocks)
-    return Coordinates(Identity(), Identity(), Identity(), kept)
+    field, link = LINKS.get(place, (place, None))
+
+    def kept(block: BlockCoordinates) -> BlockCoordinates:
+        whole = getattr(block, field)
+        one = whole if link is None else BlockDiagonal(whole.transform.transforms[link], whole.size)
+        return BlockCoordinates(**{field: one})
+
+    blocks = tuple(map(kept, everything(config, dtype).blocks))
+    return Coordinates(Identity(), Identity(), Identity(), blocks)
 
 
 def logits(config, weights, tokens):

@@ -29,9 +29,10 @@ def everything(config, start):
     return initial_parameters(config, EVERYTHING, start)
 
 
-@pytest.mark.parametrize("init", ["identity", "hadamard"])
-def test_training_begins_where_it_should(init, toy, toy_folded):
-    start = choose_coordinates(init, toy.config, key=jax.random.key(0))
+@pytest.mark.parametrize("init", ["identity", "hadamard", "klt"])
+def test_training_begins_where_it_should(init, toy, toy_folded, toy_statistics):
+    moment = toy_statistics.residual_moment()
+    start = choose_coordinates(init, toy.config, key=jax.random.key(0), second_moment=moment)
     first = learned_coordinates(toy.config, start, everything(toy.config, start))
     expected, found = (rotate(toy.config, toy_folded, place) for place in (start, first))
     for name in set(expected) & set(found):  # beside a tied head the final gain becomes another tensor

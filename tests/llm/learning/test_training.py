@@ -22,7 +22,7 @@ from occ_llm.model import LanguageModel
 from occ_llm.roles import EMBEDDING, WRITES_RESIDUAL, is_linear, kind_of
 
 from occ_jax.quantization import fit_affine
-from occ_jax.transforms import Identity
+from occ_jax.transforms import Identity, klt
 
 KEY = jax.random.key(0)
 
@@ -79,6 +79,18 @@ def test_what_a_rotation_has_hidden_is_found(turned, session):
     assert outcome.control.gain["bits"] < 0.5 * gain, "the turned channels are no structure of the noise"
     assert outcome.pass_seconds is not None
     assert outcome.pass_seconds > 0
+
+
+def test_training_begins_in_the_eigenbasis_of_the_residual_stream(toy_statistics, session):
+    fields = {"objective": "int", "feedback": False, "placements": ("residual",), "row_share": 1.0}
+    outcome = session(init="klt", steps=1, learning_rate=1e-9, **fields).run()
+    basis = klt(toy_statistics.residual_moment()).basis.T
+    residual = outcome.learned.parameters.residual
+    np.testing.assert_array_equal(residual.start, basis)
+    np.testing.assert_allclose(residual.rotation().matrix, basis, atol=1e-6)
+    first = outcome.learned.log.distortion[0]
+    assert first == pytest.approx(outcome.measured["start"]["distortion"], rel=1e-4)
+    assert first != pytest.approx(outcome.measured["original"]["distortion"], rel=0.01), "these are other coordinates"
 
 
 def test_a_quarter_of_the_rows_finds_it_too(turned, session, monkeypatch):
