@@ -234,4 +234,4 @@ def corrected(survey: Survey, slopes: Sequence[Slope]) -> Survey:
     moved = {
         name: survey.plans[name].with_steps_moved(slope.levels) for slope in slopes for name in groups[slope.group]
     }
-    return dataclasses.replace(survey, plans=survey.plans | moved)
+    return dataclasses.replace(survey, plans={**survey.plans, **moved})
