@@ -174,9 +174,9 @@ def cost(result: Mapping[str, Any]) -> list[str]:
         "## What one model takes",
         "",
         f"`{result['model']}` on {result['cores']} cores, each stage a process of its own, nothing compiled before:",
-        f"calibration on {result['windows']} windows of 1024 tokens, and compression from its statistics, with the",
-        "defaults where nothing else is said: 32 states; below 3 bits feedback along the outputs, and tuning",
-        "afterwards. `python benchmarks/cost.py`",
+        f"calibration on {result['windows']} windows of 1024 tokens, the sensitivity of the outputs on 16 of them,",
+        "and compression from its statistics, with the defaults where nothing else is said: 32 states; below 3 bits",
+        "feedback along the outputs, and tuning afterwards. `python benchmarks/cost.py`",
         "",
         table(("stage", "minutes", "peak memory", "ending"), lines),
     ]

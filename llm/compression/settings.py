@@ -54,7 +54,7 @@ class Settings:
     """Transforms that `occ learn` wrote for this model."""
     states: int = 32
     """States of the trellis; 1 is scalar quantization. More are slower and better: 8 take twice the time of 1, and 32
-    two and a half times that of 8, finishing apart."""
+    twice that of 8, finishing apart."""
     feedback: bool = True
     """Let later weights make up for the rounding errors of earlier ones (GPTQ, LDLQ)."""
     output_feedback: Choice = "auto"
