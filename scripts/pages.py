@@ -1,5 +1,6 @@
 """Pages that the scripts beside this one write: whole, or the results between two markers."""
 
+import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -48,6 +49,43 @@ def exit_checked(page: Path, due: str, *, root: Path, record: Path, command: str
     """Exit: with code 1 and a sentence if a page that is written whole does not say what it should."""
     drifted = (root / page).read_text(encoding="utf-8") != due
     sys.exit(f"{page} does not say what {record} says: run `{command}`" if drifted else 0)
+
+
+def update_whole(
+    files: Sequence[Path],
+    *,
+    check: bool,
+    root: Path,
+    record: Path,
+    page: Path,
+    command: str,
+    take_over: Callable[[Sequence[Path], Mapping[str, Any]], dict[str, Any]],
+    render: Callable[[Mapping[str, Any]], str],
+) -> dict[str, Any]:
+    """Take files over into a record and write its page whole, or exit with whether that says what the record says.
+
+    Args:
+        files: to take over; without any the page is written again from the record.
+        check: change nothing.
+        root: of the repository.
+        record: file of the record there.
+        page: file of the page there.
+        command: that writes the page.
+        take_over: makes a new record of files and the record so far.
+        render: makes the page of a record.
+
+    Returns:
+        The record.
+    """
+    file = root / record
+    found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if check:
+        exit_checked(page, render(found), root=root, record=record, command=command)
+    if files:
+        found = take_over(files, found)
+        file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (root / page).write_text(render(found), encoding="utf-8")
+    return found
 
 
 def update_pages(

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from pages import exit_checked, table
+from pages import table, update_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD, PAGE = (Path("docs/results") / name for name in ("benchmarks.json", "benchmarks.md"))
@@ -219,14 +219,8 @@ def main(files: Annotated[tuple[Path, ...], tyro.conf.Positional] = (), check: b
         files: output of benchmarks; without any the page is written again from the record.
         check: change nothing; exit code 1 if the page has drifted from the record.
     """
-    file = ROOT / RECORD
-    record = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    if check:
-        exit_checked(PAGE, page(record), root=ROOT, record=RECORD, command=COMMAND)
-    if files:
-        record = take_over(files, record)
-        file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (ROOT / PAGE).write_text(page(record), encoding="utf-8")
+    places = {"root": ROOT, "record": RECORD, "page": PAGE, "command": COMMAND}
+    update_whole(files, check=check, take_over=take_over, render=page, **places)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ writes ``docs/results/learning.md`` and a figure for each training from them.
 """
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Annotated, Any
@@ -20,7 +19,7 @@ import tyro
 from occ_llm.figures import learning_figure
 from occ_llm.learning import LearnSettings
 from occ_llm.stored_coordinates import describe
-from pages import exit_checked, table
+from pages import table, update_whole
 
 from occ_jax.errors import InputError
 from occ_jax.learned import FitLog
@@ -159,14 +158,8 @@ def main(files: Annotated[tuple[Path, ...], tyro.conf.Positional] = (), check: b
         files: transforms that `occ learn` wrote; without any the page is written again from the record.
         check: change nothing; exit code 1 if the page has drifted from the record.
     """
-    file = ROOT / RECORD
-    record = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    if check:
-        exit_checked(PAGE, page(record), root=ROOT, record=RECORD, command=COMMAND)
-    if files:
-        record = take_over(files, record)
-        file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (ROOT / PAGE).write_text(page(record), encoding="utf-8")
+    places = {"root": ROOT, "record": RECORD, "page": PAGE, "command": COMMAND}
+    record = update_whole(files, check=check, take_over=take_over, render=page, **places)
     draw(record, ROOT / FIGURES)
 
 
