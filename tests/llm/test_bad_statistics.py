@@ -19,17 +19,17 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 DOWN, UP = linear_name(1, "down"), linear_name(1, "up")
 
 
-@pytest.mark.parametrize("output_feedback", ["never", "always"])
 @pytest.mark.parametrize(
-    ("tensor", "named"),
+    ("tensor", "named", "output_feedback"),
     [
-        (hessian_name(1, "down_in"), DOWN),
-        (hessian_name(1, "mlp_in"), linear_name(1, "gate")),
-        (weighted_name(1, "mlp_in"), linear_name(1, "gate")),
-        (fisher_name(DOWN), DOWN),
-        (fisher_name(EMBEDDING), EMBEDDING),
-        (HEAD_HESSIAN, EMBEDDING),
-        (fisher_name(HEAD), HEAD),
+        (hessian_name(1, "down_in"), DOWN, "never"),
+        (hessian_name(1, "mlp_in"), linear_name(1, "gate"), "never"),
+        (weighted_name(1, "mlp_in"), linear_name(1, "gate"), "never"),
+        (fisher_name(DOWN), DOWN, "never"),
+        (fisher_name(DOWN), DOWN, "always"),
+        (fisher_name(EMBEDDING), EMBEDDING, "never"),
+        (HEAD_HESSIAN, EMBEDDING, "never"),
+        (fisher_name(HEAD), HEAD, "never"),
     ],
 )
 def test_what_is_not_finite_is_named(tensor, named, output_feedback, toy, toy_statistics, tmp_path):

@@ -137,7 +137,7 @@ def test_two_runs_are_identical_and_another_device_count_decodes_the_same(toy, t
 
 @pytest.mark.parametrize("output_feedback", ["never", "always"])
 def test_one_device_and_four_make_the_same_file(output_feedback, toy, toy_statistics, tmp_path, monkeypatch):
-    settings = Settings(bits=2.5, states=4, output_feedback=output_feedback, finish="never")
+    settings = Settings(step=0.05, states=4, output_feedback=output_feedback)
     devices = jax.devices()
     assert len(devices) == 4
     files = set()
