@@ -223,8 +223,9 @@ def slope_groups(network: Network) -> dict[str, list[str]]:
     """Linear layers of one kind in one third of the depth, by the name of such a group."""
     groups: dict[str, list[str]] = {}
     for name in filter(is_linear, network.matrices):
-        third = THIRDS[3 * (layer_of(name) or 0) // network.config.num_layers]
-        groups.setdefault(f"{third} {kind_of(name)}", []).append(name)
+        layer = layer_of(name)
+        assert layer is not None, name
+        groups.setdefault(f"{THIRDS[3 * layer // network.config.num_layers]} {kind_of(name)}", []).append(name)
     return groups
 
 

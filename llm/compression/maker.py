@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import operator
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import final
@@ -168,18 +167,18 @@ class Maker:
             return look(target_bits=3.0 * compressor.num_linear_weights)
         look = functools.partial(look, pilot=compressor.pilot, near=self._near)
         if goal.kind == "bits":
-            counted, rest, unit = is_linear, 0, compressor.num_linear_weights
+            counted, rest, unit = [name for name in plans if is_linear(name)], 0, compressor.num_linear_weights
         else:
-            counted, unit = functools.partial(operator.contains, plans), 8
+            counted, unit = [*plans], 8
             rest = sum(coded.num_bytes for coded in encode_rest(compressor.network, gains=True).values())
-        side_info = 8 * rest + compressor.side_info_bits([name for name in plans if counted(name)])
+        side_info = 8 * rest + compressor.side_info_bits(counted)
         try:
-            return look(target_bits=unit * goal.value - side_info, target=counted)
+            return look(target_bits=unit * goal.value - side_info, target=set(counted).__contains__)
         except RateOutOfReachError as error:
             least, most = (goal.describe((side_info + bits) / unit) for bits in (0, error.most_bits))
             raise OccError(
                 f"--{goal.kind} {goal.value:.12g} cannot be reached: with these settings the model takes from about "
-                f"{least} to about {most}"
+                f"{least} to about {most}; choose a target in that range"
             ) from error
 
     def _allocation(self, step: float) -> Allocation:
