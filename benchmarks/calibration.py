@@ -22,6 +22,7 @@ import numpy as np
 import tyro
 from occ_llm.calibration import calibrate, calibration_windows, statistic_shapes
 from occ_llm.checkpoints import load_checkpoint, tensor_shapes
+from occ_llm.cli.compress import CalibrationText
 from occ_llm.config import ModelConfig
 from occ_llm.roles import is_linear
 
@@ -62,7 +63,7 @@ def main(
     text: Path | None = None,
     windows: int = 32,
     length: int = 1024,
-    fisher_windows: int = 16,
+    fisher_windows: int = CalibrationText.fisher_windows,
     seed: int = 0,
 ) -> None:
     """Print the table and the JSON line.

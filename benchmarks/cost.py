@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 import tyro
+from occ_llm.cli.compress import CalibrationText
 from stages import Stage, stage
 
 FILES = {
@@ -44,6 +45,7 @@ def main(model: str = "smollm2-135m-q4_1", text: Path | None = None, windows: in
         for number, (name, options) in enumerate(FILES.items()):
             stages[name] = run("compress", model, place / str(number), *options, *calibration)
     facts = {"benchmark": "cost", "model": model, "windows": windows, "cores": os.cpu_count()}
+    facts["fisher_windows"] = min(windows, CalibrationText.fisher_windows)
     print(json.dumps(facts | {name: dataclasses.asdict(result) for name, result in stages.items()}))
 
 

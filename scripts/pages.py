@@ -52,27 +52,26 @@ def exit_checked(page: Path, due: str, *, root: Path, record: Path, command: str
 
 
 def update_whole(
-    files: Sequence[Path],
+    renew: Callable[[dict[str, Any]], dict[str, Any]] | None,
+    render: Callable[[dict[str, Any]], str],
     *,
     check: bool,
     root: Path,
     record: Path,
     page: Path,
     command: str,
-    take_over: Callable[[Sequence[Path], Mapping[str, Any]], dict[str, Any]],
-    render: Callable[[Mapping[str, Any]], str],
 ) -> dict[str, Any]:
-    """Take files over into a record and write its page whole, or exit with whether that says what the record says.
+    """Renew a record and write its page whole, or exit with whether that says what the record says.
 
     Args:
-        files: to take over; without any the page is written again from the record.
+        renew: makes the new record of the one so far, which is empty where there is none; with ``None`` the page is
+            written again from the record.
+        render: makes the page of a record.
         check: change nothing.
         root: of the repository.
         record: file of the record there.
         page: file of the page there.
         command: that writes the page.
-        take_over: makes a new record of files and the record so far.
-        render: makes the page of a record.
 
     Returns:
         The record.
@@ -81,8 +80,8 @@ def update_whole(
     found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     if check:
         exit_checked(page, render(found), root=root, record=record, command=command)
-    if files:
-        found = take_over(files, found)
+    if renew is not None:
+        found = renew(found)
         file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     (root / page).write_text(render(found), encoding="utf-8")
     return found

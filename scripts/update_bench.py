@@ -12,6 +12,7 @@ adds them to ``docs/results/bench.json``, in the place of older rows of the same
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Annotated, Any
 
@@ -28,7 +29,7 @@ from occ_llm.results import (
     over_draws,
     series_of,
 )
-from pages import changed, exit_checked, table
+from pages import changed, table, update_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD, PAGE, FIGURE = (Path("docs/results") / name for name in ("bench.json", "bench.md", "bench.svg"))
@@ -190,27 +191,29 @@ def _equal_quality(rows: Sequence[Row]) -> list[str]:
 
 
 _PARTS = (
-    ("feedback", ("scalar", False), ("scalar", True)),
-    ("a trellis of 8 states", ("scalar", True), ("trellis 8", True)),
-    ("32 states in the place of 8", ("trellis 8", True), ("trellis 32", True)),
-    ("256 states in the place of 32", ("trellis 32", True), ("trellis 256", True)),
-    ("feedback along the outputs", ("trellis 8", True), ("trellis 8, outputs", True)),
-    ("tuning afterwards", ("trellis 8", True), ("trellis 8, finished", True)),
-    ("tuning, after feedback along the outputs", ("trellis 8, outputs", True), ("trellis 8, outputs, finished", True)),
-    ("blocks in sequence", ("trellis 8", True), ("trellis 8, sequential", True)),
-    ("corrected sensitivities", ("trellis 8", True), ("trellis 8, corrected", True)),
+    ("feedback", "scalar", "scalar with feedback"),
+    ("a trellis of 8 states", "scalar with feedback", "trellis 8 with feedback"),
+    ("32 states in the place of 8", "trellis 8 with feedback", "trellis 32 with feedback"),
+    ("256 states in the place of 32", "trellis 32 with feedback", "trellis 256 with feedback"),
+    ("feedback along the outputs", "trellis 8 with feedback", "trellis 8, outputs with feedback"),
+    ("tuning afterwards", "trellis 8 with feedback", "trellis 8, finished with feedback"),
+    (
+        "tuning, after feedback along the outputs",
+        "trellis 8, outputs with feedback",
+        "trellis 8, outputs, finished with feedback",
+    ),
+    ("blocks in sequence", "trellis 8 with feedback", "trellis 8, sequential with feedback"),
+    ("corrected sensitivities", "trellis 8 with feedback", "trellis 8, corrected with feedback"),
 )
-"""What is called so, the quantizer (and whether it has feedback) without it, and the one with it."""
+"""What is called so, the curve without it in original coordinates, and the one with it."""
 
-_WHOLE, _APART = "trellis 8", "trellis 8, embedding in 8 bits"
+_WHOLE, _APART = "trellis 8 with feedback", "trellis 8, embedding in 8 bits with feedback"
 
 
 def _parts(rows: Sequence[Row]) -> list[str]:
     """What each part of the compressor is worth by itself, in original coordinates."""
-    curves: dict[tuple[str, bool], list[Row]] = {}
-    for row in rows:
-        if row.coordinates == "identity":
-            curves.setdefault((row.quantizer, row.feedback), []).append(row)
+    original = series_of([row for row in rows if row.coordinates == "identity"])
+    curves = {name.removeprefix("identity, "): curve for name, curve in original.items()}
     lines = [
         (part, f"{row.linear_bits_per_weight:.2f}", changed(change_of_bytes(row, curve)), changed(kl))
         for part, without, having in _PARTS
@@ -229,18 +232,18 @@ def _parts(rows: Sequence[Row]) -> list[str]:
         "differences.",
         "",
         table(("part", "bits per linear weight", "bytes at equal KL", "KL at equal bytes"), lines),
-        *_dial(curves.get((_WHOLE, True), []), curves.get((_APART, True), [])),
+        *_dial(curves.get(_WHOLE, ()), curves.get(_APART, ())),
     ]
 
 
 def _dial(whole: Sequence[Row], apart: Sequence[Row]) -> list[str]:
     """What coding the embedding by the same constant as everything else saves of whole files."""
-    saved = [
-        f"{change / (1 + change):.1%} ± {error / (1 + change) ** 2:.1%} at a KL of {row.kl_mean:.3g}"
-        for row in apart
-        if (found := change_of_bytes(row, whole)) is not None and found[1] is not None
-        for change, error in [found]
-    ]
+    saved = []
+    for row in apart:
+        more, error = change_of_bytes(row, whole) or (0.0, None)
+        if error is not None:
+            less, error = more / (1 + more), error / (1 + more) ** 2
+            saved.append(f"{less:.1%} ± {error:.1%} at a KL of {row.kl_mean:.3g}")
     if not saved:
         return []
     return [
@@ -282,19 +285,14 @@ def main(bench: Annotated[Path | None, tyro.conf.Positional] = None, check: bool
         bench: directory of `occ bench`; without it the page is written again from the record.
         check: change nothing; exit code 1 if the page has drifted from the record.
     """
-    if check:
-        exit_checked(PAGE, page(_read()), root=ROOT, record=RECORD, command=COMMAND)
-    if bench is not None:
-        found = take_over(bench)
-        record = merged(_read(), found) if (ROOT / RECORD).exists() else found
-        (ROOT / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    record = _read()
-    (ROOT / PAGE).write_text(page(record), encoding="utf-8")
+    renew = None if bench is None else partial(_renewed, bench)
+    record = update_whole(renew, page, check=check, root=ROOT, record=RECORD, page=PAGE, command=COMMAND)
     bench_figure([one.row for one in files_of(record)], ROOT / FIGURE, model=record["model"])
 
 
-def _read() -> dict[str, Any]:
-    return json.loads((ROOT / RECORD).read_text(encoding="utf-8"))
+def _renewed(bench: Path, record: dict[str, Any]) -> dict[str, Any]:
+    found = take_over(bench)
+    return merged(record, found) if record else found
 
 
 if __name__ == "__main__":

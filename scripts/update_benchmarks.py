@@ -16,6 +16,7 @@ one model takes is shown in minutes, with the cores of the machine.
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -174,9 +175,10 @@ def cost(result: Mapping[str, Any]) -> list[str]:
         "## What one model takes",
         "",
         f"`{result['model']}` on {result['cores']} cores, each stage a process of its own, nothing compiled before:",
-        f"calibration on {result['windows']} windows of 1024 tokens, the sensitivity of the outputs on 16 of them,",
-        "and compression from its statistics, with the defaults where nothing else is said: 32 states; below 3 bits",
-        "feedback along the outputs, and tuning afterwards. `python benchmarks/cost.py`",
+        f"calibration on {result['windows']} windows of 1024 tokens, the sensitivity of the outputs on",
+        f"{result['fisher_windows']} of them, and compression from its statistics, with the defaults where nothing",
+        "else is said: 32 states; below 3 bits feedback along the outputs, and tuning afterwards.",
+        "`python benchmarks/cost.py`",
         "",
         table(("stage", "minutes", "peak memory", "ending"), lines),
     ]
@@ -219,8 +221,8 @@ def main(files: Annotated[tuple[Path, ...], tyro.conf.Positional] = (), check: b
         files: output of benchmarks; without any the page is written again from the record.
         check: change nothing; exit code 1 if the page has drifted from the record.
     """
-    places = {"root": ROOT, "record": RECORD, "page": PAGE, "command": COMMAND}
-    update_whole(files, check=check, take_over=take_over, render=page, **places)
+    renew = partial(take_over, files) if files else None
+    update_whole(renew, page, check=check, root=ROOT, record=RECORD, page=PAGE, command=COMMAND)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ writes ``docs/results/learning.md`` and a figure for each training from them.
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path, PurePath
+from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -57,7 +58,6 @@ def take_over(files: Sequence[Path], record: Mapping[str, Any]) -> dict[str, Any
         if len(models) > 1:
             raise SystemExit(f"{file}: trained on {about['model']}, and the record is of another model")
         kept = {name: about.get(name) for name in KEPT}
-        kept["transforms"] = kept["transforms"] and PurePath(kept["transforms"]).name
         control = kept["control"] and {"measured": kept["control"]["measured"]}
         found[file.stem] = kept | {"control": control, "log": _rounded(about["log"])}
     return dict(sorted(found.items()))
@@ -158,8 +158,8 @@ def main(files: Annotated[tuple[Path, ...], tyro.conf.Positional] = (), check: b
         files: transforms that `occ learn` wrote; without any the page is written again from the record.
         check: change nothing; exit code 1 if the page has drifted from the record.
     """
-    places = {"root": ROOT, "record": RECORD, "page": PAGE, "command": COMMAND}
-    record = update_whole(files, check=check, take_over=take_over, render=page, **places)
+    renew = partial(take_over, files) if files else None
+    record = update_whole(renew, page, check=check, root=ROOT, record=RECORD, page=PAGE, command=COMMAND)
     draw(record, ROOT / FIGURES)
 
 

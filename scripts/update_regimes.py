@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 from occ_llm.analysis.means import alike, weighted
-from pages import exit_checked, table
+from pages import table, update_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD, PAGE = (Path("docs/results") / name for name in ("regimes.json", "regimes.md"))
@@ -112,15 +112,8 @@ def main(analysis: Annotated[Path | None, tyro.conf.Positional] = None, check: b
         analysis: directory of `occ analyze`; without it the page is written again from the record.
         check: change nothing; exit code 1 if the page has drifted from the record.
     """
-    if check:
-        exit_checked(PAGE, page(_read()), root=ROOT, record=RECORD, command=COMMAND)
-    if analysis is not None:
-        (ROOT / RECORD).write_text(json.dumps(take_over(analysis), indent=1) + "\n", encoding="utf-8")
-    (ROOT / PAGE).write_text(page(_read()), encoding="utf-8")
-
-
-def _read() -> dict[str, Any]:
-    return json.loads((ROOT / RECORD).read_text(encoding="utf-8"))
+    renew = None if analysis is None else lambda _: take_over(analysis)
+    update_whole(renew, page, check=check, root=ROOT, record=RECORD, page=PAGE, command=COMMAND)
 
 
 if __name__ == "__main__":

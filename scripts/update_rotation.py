@@ -93,16 +93,19 @@ def compare_integers(files: Sequence[Draws]) -> Iterator[IntegerLine]:
     """Divergences at each size, best last: every basis against the mean over the draws of the Hadamard basis."""
     ordered = sorted(files, key=lambda f: (f.row.quantizer, f.row.feedback, -f.row.linear_bits_per_weight))
     for alike in grouped(ordered, lambda r: (r.quantizer, r.feedback)).values():
-        drawn = [f for f in alike if f.row.coordinates == "hadamard"]
-        for same_size in grouped(alike, lambda r: round(r.linear_bits_per_weight)).values():
-            basis = next((f for f in drawn if f in same_size), None)
-            for one in sorted(same_size, key=lambda f: -f.row.kl_mean):
-                compared = None if basis is None or one.row.coordinates in RANDOM else basis
-                change = None if compared is None else paired_change(one.row, compared.draws)
-                there = (
-                    None if change is None else at_own_size(change[0], one.row, compared.row, [f.row for f in drawn])
-                )
-                yield IntegerLine(files=one, change=change, at_bytes=there)
+        curve = [f.row for f in alike if f.row.coordinates == "hadamard"]
+        for same_width in grouped(alike, lambda r: round(r.linear_bits_per_weight)).values():
+            basis = next((f for f in same_width if f.row.coordinates == "hadamard"), None)
+            for one in sorted(same_width, key=lambda f: -f.row.kl_mean):
+                yield _against(one, basis, curve)
+
+
+def _against(one: Draws, basis: Draws | None, curve: Sequence[Row]) -> IntegerLine:
+    if basis is None or one.row.coordinates in RANDOM:
+        return IntegerLine(files=one, change=None, at_bytes=None)
+    change = paired_change(one.row, basis.draws)
+    at_bytes = None if change is None else at_own_size(change[0], one.row, basis.row, curve)
+    return IntegerLine(files=one, change=change, at_bytes=at_bytes)
 
 
 def at_own_size(change: float, row: Row, basis: Row, curve: Sequence[Row]) -> float | None:

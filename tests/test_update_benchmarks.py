@@ -67,7 +67,7 @@ def test_an_interrupt_that_changes_a_file_is_said():
 def test_what_a_model_takes_stands_with_the_machine():
     stage = {"exit_code": 0, "seconds": 90.0, "peak_memory_bytes": 2_500_000_000}
     stages = {"calibration": stage, "compression": {**stage, "exit_code": 2}}
-    lines = script.cost({"model": "tiny", "windows": 32, "cores": 2, **stages})
+    lines = script.cost({"model": "tiny", "windows": 32, "fisher_windows": 16, "cores": 2, **stages})
     assert "`tiny` on 2 cores" in lines[2]
     assert "| calibration | 1.5 | 2.50 GB |  |" in lines[-1]
     assert "| compression | 1.5 | 2.50 GB | exit code 2 |" in lines[-1]
